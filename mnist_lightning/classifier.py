@@ -1,0 +1,106 @@
+"""DigitClassifier: what ConvNet and ResNet18 share: loss, metrics, the steps, the optimizer.
+
+B = batch size. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float (B, 10).
+"""
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from mnist_lightning.data import Batch
+
+NUM_CLASSES = 10
+
+
+class DigitClassifier(LightningModule):
+    """Base of the models: a subclass builds its layers and defines `forward`.
+
+    Args:
+        optimizer: builds the optimizer from the trainable parameters.
+        scheduler: builds a learning-rate schedule from the optimizer; it steps after every batch.
+    """
+
+    default_epochs = 10  # of `fit` where --trainer.max_epochs isn't given
+
+    def __init__(self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # From the command line the hyperparameters are plain data; built in Python they hold functions, which a
+        # checkpoint that loads with weights_only=True can't.
+        plain = {name: value for name, value in self.hparams.items() if not callable(value)}
+        plain.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
+        self.hparams.clear()
+        self.save_hyperparameters(plain)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.metrics = nn.ModuleDict()
+        for part in ("train", "val", "test"):
+            # validate_args=False: checking the labels' range at each batch costs as much as the metric
+            self.metrics[f"{part}_acc"] = MulticlassAccuracy(NUM_CLASSES, average="micro", validate_args=False)
+            self.metrics[f"{part}_loss"] = MeanMetric(nan_strategy="disable")  # a NaN is shown, not dropped
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        self.metrics["train_acc"].update(logits.detach(), labels)
+        self.log("train/loss", loss)
+        self.log("train/acc", self.metrics["train_acc"], on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        images, labels = batch
+        return {"labels": labels, "probabilities": self(images).softmax(dim=1)}  # (B,), (B, 10)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        given = getattr(self.scheduler, "keywords", {})  # from the command line it is a functools.partial
+        if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
+            schedule = self.scheduler(optimizer, total_steps=self._total_steps())  # type: ignore[call-arg]
+        else:
+            schedule = self.scheduler(optimizer)
+        by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
+        config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            config["monitor"] = schedule.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole fit.
+
+        Not `trainer.estimated_stepping_batches`: that builds the training loader early, and a resumed loader's place
+        in the epoch is lost (https://github.com/Lightning-AI/pytorch-lightning/issues/20550).
+        """
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        batches = len(trainer.datamodule.train_dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+
+    def _evaluate(self, part: str, batch: Batch) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss, accuracy = self.metrics[f"{part}_loss"], self.metrics[f"{part}_acc"]
+        loss.update(F.cross_entropy(logits, labels), weight=len(labels))  # the last batch is shorter
+        accuracy.update(logits, labels)
+        self.log_dict({f"{part}/loss": loss, f"{part}/acc": accuracy}, prog_bar=part == "val")

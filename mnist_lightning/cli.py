@@ -1,0 +1,301 @@
+"""The command line: LightningCLI with this project's defaults, run folders, and errors for people."""
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from mnist_lightning.checkpoints import WholeCheckpointIO, read_checkpoint
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.errors import UserError
+from mnist_lightning.explain import explain
+from mnist_lightning.files import write_whole
+from mnist_lightning.predictions import PredictionWriter
+from mnist_lightning.resnet import ResNet18
+from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path
+
+DEFAULTS = {
+    "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
+    "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
+}
+CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule]}
+TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
+    "logger": False,  # the run's own, made once its folder is claimed
+}
+QUIET = (
+    # The data is in memory and a batch is one index operation: there is nothing that a worker could do ahead.
+    ".*does not have many workers.*",
+    # ResNet18's frozen backbone is in eval mode on purpose, see resnet.py.
+    ".*in eval mode at the start of training.*",
+    # claim() made the folder; it is empty but for what a resumed run left there.
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def run(args: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)
+    try:
+        CLI(args)
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _refuse(f"expected to read and write the files of the run\ngot {error.strerror or error}{where}")
+    except MisconfigurationException as error:
+        return _refuse(f"expected settings that fit together\ngot {str(error).splitlines()[0]}")
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print("error: " + message.replace("\n", "\n       "), file=sys.stderr)
+    return 2
+
+
+class Parser(LightningArgumentParser):
+    """Takes no abbreviated options, and explains itself in three lines."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        options = {option: "" for option in self._option_string_actions}
+        for key, classes in CLASSES.items():
+            for cls in classes:
+                options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
+        names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
+        raise explain(message, options, names) from ex
+
+
+class CLI(LightningCLI):
+    """fit, validate, test and predict; a checkpoint brings its model, hyperparameters and data settings along."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            DigitClassifier,
+            MNISTDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,  # it refuses to resume into a folder, or lets `test` overwrite fit's config
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_class=Parser,
+            parser_kwargs={"description": __doc__},
+            args=args,
+        )
+
+    # Parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults(DEFAULTS)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
+        pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for option in ("--ckpt_path", "--model", "--trainer.default_root_dir"):
+            pre.add_argument(option)
+        typed = sys.argv[1:] if args is None else list(args)
+        named, _ = pre.parse_known_args(typed)
+        self.checkpoint: dict[str, Any] | None = None
+        if named.ckpt_path is None or (named.ckpt_path in ("best", "last") and typed[0] == "fit"):
+            super().parse_arguments(parser, args)  # `fit` resumes a run of its model, which a config file may name
+            settings = self.config[self.config.subcommand]
+            named.ckpt_path = settings.ckpt_path
+            named.model = settings.model.class_path.rpartition(".")[2] if self.config.subcommand == "fit" else None
+        if named.ckpt_path is None:
+            return
+        path = Path(named.ckpt_path)
+        if named.ckpt_path in ("best", "last"):
+            path = newest_checkpoint(Path(vars(named)["trainer.default_root_dir"] or "."), named.ckpt_path, named.model)
+        self.checkpoint = read_checkpoint(path)
+        saved = {
+            "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
+            "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
+        }
+        self._subcommand_parsers[typed[0]].set_defaults(saved)
+        super().parse_arguments(parser, args)
+        settings = self.config[self.config.subcommand]
+        settings.ckpt_path = str(path)
+        _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning's own would let the checkpoint override what was typed, in silence."""
+
+    # Building
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            trainer = settings.trainer
+            if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+                trainer.max_epochs = _class(settings.model.class_path).default_epochs
+        elif settings.ckpt_path is None:
+            raise UserError(
+                f"a checkpoint to {self.subcommand}", "none", "add --ckpt_path FILE, or best or last for the newest run."
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.model_checkpoint = ModelCheckpoint(
+            filename="best",
+            monitor="val/acc" if getattr(self.datamodule, "hparams", {}).get("val_size", 1) else None,
+            mode="max",
+            save_last=True,
+            enable_version_counter=False,
+        )
+        callbacks: list[Any] = [ParameterCount()]
+        if self.subcommand == "fit" and not self._get(self.config_init, "trainer")["fast_dev_run"]:
+            callbacks += [self.model_checkpoint, LearningRateMonitor()]
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, WholeCheckpointIO()], **kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        if self.checkpoint is not None:
+            _check_architecture(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
+
+    # Running
+
+    def before_fit(self) -> None:
+        """Gets what the run needs before it leaves a trace: a failed download makes no run folder."""
+        settings = self.config["fit"]
+        self.datamodule.prepare_data()
+        if self.checkpoint is None and isinstance(self.model, ResNet18):
+            self.model.load_pretrained()
+        source = getattr(self.datamodule, "source", None)
+        if source is not None:
+            settings.data.init_args.source = source
+        if settings.trainer.fast_dev_run:
+            return
+        name = type(self.model).__name__ + ("-digits" if source == "digits" else "")
+        root = Path(self.trainer.default_root_dir)
+        if settings.ckpt_path is not None:
+            self.run_folder = run_of(Path(settings.ckpt_path))
+        elif self.trainer.is_global_zero:
+            self.run_folder = claim(root, name)
+            with write_whole(self.run_folder / "config.yaml") as file:
+                file.write(self._parser("fit").dump(settings, skip_none=False).encode())
+        else:
+            self.run_folder = root  # the first process's folder counts: Lightning broadcasts it
+        self.model_checkpoint.dirpath = str(self.run_folder / "checkpoints")
+        self._log_into(self.run_folder)
+
+    def after_fit(self) -> None:
+        """Tests the best checkpoint on the official test set and says where everything is."""
+        if self.trainer.fast_dev_run:
+            print("fast_dev_run: no checkpoint, no test.")
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+        self.after_test()
+        if self.trainer.is_global_zero:
+            print(f"Dashboards     tensorboard --logdir {shown_path(self.run_folder.parent.parent)}")
+
+    def before_test(self) -> None:
+        self.run_folder = run_of(Path(self.config[self.subcommand].ckpt_path))
+        self._log_into(self.run_folder)
+
+    def after_test(self) -> None:
+        self._report("Test", "test")
+
+    before_validate = before_test
+
+    def after_validate(self) -> None:
+        self._report("Validation", "val")
+
+    def before_predict(self) -> None:
+        self.run_folder = run_of(Path(self.config["predict"].ckpt_path))
+        self.predictions = self.run_folder / "predictions.csv"
+        self.trainer.callbacks.append(PredictionWriter(self.predictions))
+
+    def after_predict(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"Predictions    {shown_path(self.predictions)}")
+
+    def _log_into(self, run: Path) -> None:
+        if not self.trainer.loggers:
+            self.trainer.loggers = [RunLogger(run)]
+
+    def _report(self, title: str, part: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        accuracy = 100 * float(self.trainer.callback_metrics[f"{part}/acc"])
+        print(f"{title + ' accuracy':<14} {accuracy:.2f} % on {self._images(part)}")
+        print(f"{'Run':<14} {shown_path(self.run_folder)}")
+
+    def _images(self, part: str) -> str:
+        """Which images an accuracy was measured on."""
+        limited = getattr(self.trainer, f"limit_{part}_batches") != 1.0
+        subset = {"test": "test", "val": "validation"}[part]
+        count = len(getattr(self.datamodule, f"{part}_set").labels)
+        source = {"mnist": "MNIST's", "digits": "scikit-learn's digits, not MNIST's:"}[self.datamodule.source]
+        return f"{'part of ' if limited else ''}{source} {count:,} {subset} images"
+
+
+class ParameterCount(ModelSummary):
+    """Lightning's table, and the two numbers in full: it rounds 5,130 of 11,181,642 to 5.1 K of 11.2 M."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
+            trainable = sum(size for size, trained in sizes if trained)
+            print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters")
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _as_config(hyperparameters: dict[str, Any], class_path: str) -> dict[str, Any]:
+    """Hyperparameters as a checkpoint holds them, in the form that the parser takes."""
+    init_args = {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
+    return {"class_path": hyperparameters.get("_class_path", class_path), "init_args": init_args}
+
+
+def _refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> None:
+    """Refuses typed values that the checkpoint's content would silently beat."""
+    for key in ("model", "data"):
+        now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
+        if key == "model" and now["class_path"] != then["class_path"]:
+            raise UserError(
+                f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", "leave out --model, or change it."
+            )
+        for name, value in now.get("init_args", {}).items():
+            was = then["init_args"].get(name, value)
+            fixed = resuming and name not in ("data_dir", "mirrors", "source") or name == "weights"
+            if fixed and value != was:
+                raise UserError(
+                    f"--{key}.{name} as in the checkpoint: {was}",
+                    str(value),
+                    "leave it out; to train with another value start a new run, without --ckpt_path.",
+                )
+
+
+def _check_architecture(model: Any, checkpoint: dict[str, Any], path: str) -> None:
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name, value in checkpoint["state_dict"].items():
+        if shapes.pop(name, None) != tuple(value.shape):
+            shapes[name] = tuple(value.shape)
+            break
+    if shapes:
+        name, shape = next(iter(shapes.items()))
+        raise UserError(
+            f"a checkpoint that fits {type(model).__name__} as it is built now",
+            f"{path}, which differs at {name} {shape}",
+            "build the model with the settings of its run: leave out --model options.",
+        )

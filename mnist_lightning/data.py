@@ -1,0 +1,152 @@
+"""MNISTDataModule: uint8 images in memory, a batch is one index operation.
+
+B = batch size. A batch is (images, labels): uint8 (B, 1, 28, 28), 0 = paper, 255 = ink, and int64 (B,). Normalising and
+resizing are the model's: the pixels that a model was trained on and those it is asked about can't disagree.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.sources import Digits, Split, load_digits, load_mnist
+
+Batch = tuple[Tensor, Tensor]
+
+EVAL_BATCH = 250  # divides 5,000 and 10,000; on CPUs its activations still fit the cache
+MNIST_TRAIN = 60000  # the training images that val_size is counted in
+
+
+class MNISTDataModule(LightningDataModule):
+    """The official 60,000/10,000 images, 5,000 of the 60,000 kept for validation; or digits that need no network.
+
+    The test set is never trained on, never chosen by, never truncated, on any number of processes.
+
+    Args:
+        source: mnist is the official files (in data_dir, else downloaded), digits is the 1,797 that scikit-learn ships;
+            auto takes mnist where it can be had, else digits, and says so.
+        data_dir: folder that holds, or gets, MNIST/raw with the four official files.
+        mirrors: addresses to download MNIST from, tried in order; the default is torchvision's list.
+        batch_size: training images a step, on each process.
+        val_size: training images kept for validation, of MNIST's 60,000 (digits keeps the same share). 0 trains on all
+            of them and keeps the last epoch.
+        split_seed: which images those are. Independent of --seed_everything.
+
+    Raises:
+        UserError: val_size leaves nothing to train on, or the data can't be had.
+    """
+
+    def __init__(
+        self,
+        source: Literal["auto", "mnist", "digits"] = "auto",
+        data_dir: str = "data",
+        mirrors: list[str] | None = None,
+        batch_size: PositiveInt = 64,
+        val_size: NonNegativeInt = 5000,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if val_size >= MNIST_TRAIN:
+            raise UserError(
+                f"a val_size from 0 to {MNIST_TRAIN - 1}: images of MNIST's 60,000 kept for validation",
+                str(val_size),
+                "the default is 5000.",
+            )
+        self._digits: Digits | None = None
+
+    @property
+    def source(self) -> str:
+        """mnist or digits. With source auto, known once the data was loaded."""
+        return str(self.hparams["source"])
+
+    def prepare_data(self) -> None:
+        self._load()
+
+    def setup(self, stage: str) -> None:
+        digits = self._load()
+        if self.trainer is not None and self.trainer.world_size > 1:
+            chosen = self.trainer.strategy.broadcast(self.source)
+            if self.source != chosen:  # auto, on a host without the files
+                raise UserError(f"the same data on every host ({chosen})", self.source, "give --data.source.")
+        self.train_set, self.val_set = split(digits.train, self.hparams["val_size"], self.hparams["split_seed"])
+        self.test_set = digits.test
+
+    def _load(self) -> Digits:
+        """Loads once; replaces source auto by what was found, so that the run and its checkpoints name it."""
+        if self._digits is None:
+            source, data_dir, mirrors = (self.hparams[name] for name in ("source", "data_dir", "mirrors"))
+            try:
+                self._digits = load_digits() if source == "digits" else load_mnist(data_dir, mirrors)
+                found = "digits" if source == "digits" else "mnist"
+            except UserError as error:
+                if source == "mnist":
+                    raise
+                print(f"WARNING: no MNIST here, so the run uses scikit-learn's 1,797 digits.\n{error}", file=sys.stderr)
+                self._digits, found = load_digits(), "digits"
+            self.hparams["source"] = found
+        return self._digits
+
+    def train_dataloader(self) -> DataLoader:
+        # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several. The
+        # seed is read as Lightning does for the sampler that it would put in here.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        sampler = DistributedSampler(InMemory(self.train_set), *self._share(), shuffle=True, seed=seed)
+        return loader(sampler, self.hparams["batch_size"])
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        return self._eval_dataloader(self.val_set) if len(self.val_set.labels) else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_dataloader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._eval_dataloader(self.test_set)
+
+    def _eval_dataloader(self, part: Split) -> DataLoader:
+        # Lightning's default sampler repeats images to make the processes' shares equal; this one is exact.
+        return loader(UnrepeatedDistributedSampler(InMemory(part), *self._share(), shuffle=False), EVAL_BATCH)
+
+    def _share(self) -> tuple[int, int]:
+        """How many processes there are, and which one this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+
+class InMemory(Dataset[Batch]):
+    """A split as a dataset that hands out finished batches."""
+
+    def __init__(self, part: Split) -> None:
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part.labels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The DataLoader calls this instead of 64 times `__getitem__`."""
+        index = torch.tensor(indices)
+        return self.part.images[index], self.part.labels[index]
+
+
+def loader(sampler: DistributedSampler, batch_size: int) -> DataLoader:
+    return DataLoader(sampler.dataset, batch_size, sampler=sampler, collate_fn=finished)
+
+
+def finished(batch: Batch) -> Batch:
+    """`__getitems__` already returned a batch: nothing to collate."""
+    return batch
+
+
+def split(train: Split, val_size: int, seed: int) -> tuple[Split, Split]:
+    """Training and validation images: disjoint, covering, and the same on every machine for the same seed."""
+    kept = round(len(train.labels) * val_size / MNIST_TRAIN)
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    val, rest = order[:kept], order[kept:]
+    return Split(train.images[rest], train.labels[rest]), Split(train.images[val], train.labels[val])

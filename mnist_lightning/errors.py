@@ -1,0 +1,14 @@
+"""The one exception for what a person can mend: expected, got, remedy."""
+
+
+class UserError(ValueError):
+    """Raised for wrong input. The command line prints it in three lines and exits with code 2.
+
+    Args:
+        expected: what would have been right.
+        got: what was found, with the offending value or path.
+        remedy: what to do next.
+    """
+
+    def __init__(self, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"expected {expected}\ngot {got}\n{remedy}")

@@ -1,0 +1,158 @@
+"""ResNet18: a frozen, pretrained backbone (He et al., arXiv:1512.03385) with a trainable linear head, 512 -> 10.
+
+B = batch size, S = image_size. Optimizer by default: the tutorial's SGD on the head, lr 0.001, momentum 0.9.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import restricted_number_type
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
+from mnist_lightning.errors import UserError
+from mnist_lightning.sources import network_timeout
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], red, green, blue: what the weights were trained with
+STD = (0.229, 0.224, 0.225)
+
+ImageSize = restricted_number_type("ImageSize", int, [(">=", 28), ("<=", 512)])
+
+
+class ResNet18(DigitClassifier):
+    """torchvision's ResNet18, all frozen but a new last layer: 5,130 of its 11,181,642 parameters are trained.
+
+    Frozen means the parameters and the running statistics of BatchNorm, in every mode. The pretrained weights are
+    fetched when a fresh fit starts, or by `load_pretrained()`; a checkpoint brings its own.
+
+    Args:
+        weights: where the backbone's weights come from: imagenet (torchvision's IMAGENET1K_V1), none (random: to see
+            what pretraining is worth), or the path of a state dict in torchvision's names, or of a checkpoint of
+            this project.
+        image_size: pixels a side that the backbone sees, 28 to 512; cost grows with its square.
+        optimizer: any class of torch.optim; its arguments follow as --model.optimizer.lr 1e-3.
+        scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
+            after each epoch; OneCycleLR's total_steps is filled in.
+    """
+
+    default_epochs = 5
+
+    def __init__(
+        self,
+        weights: str = "imagenet",
+        image_size: ImageSize = 64,  # type: ignore[valid-type]
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.001, momentum=0.9),
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(optimizer, scheduler)
+        from torchvision.models import resnet18
+
+        self.weights, self.image_size = weights, image_size
+        self.backbone = resnet18()
+        self.head = nn.Linear(self.backbone.fc.in_features, NUM_CLASSES)
+        self.backbone.fc = nn.Identity()
+        self.backbone.requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.to(memory_format=torch.channels_last)  # the same numbers, laid out as the CPU's convolutions want them
+        self.train()
+        self._has_weights = False
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "_has_weights", True))
+
+    def train(self, mode: bool = True) -> "ResNet18":
+        super().train(mode)
+        self.backbone.eval()  # in training mode BatchNorm would go on to update its running statistics
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, 10) of uint8 images (B, 1, 28, 28)."""
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The backbone's output (B, 512): a fixed function of the images.
+
+        Raises:
+            UserError: the backbone has no weights yet.
+        """
+        if not self._has_weights:
+            raise UserError(
+                "a backbone with its weights loaded",
+                "a ResNet18 that was only just built",
+                "call model.load_pretrained(), fit it, or load a checkpoint.",
+            )
+        x = images.to(self.head.weight.dtype) / 255
+        x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
+        x = (x - self.mean) / self.std  # grey becomes three channels: (B, 3, S, S)
+        return self.backbone(x.contiguous(memory_format=torch.channels_last))
+
+    def on_fit_start(self) -> None:
+        self.load_pretrained()
+
+    def load_pretrained(self) -> None:
+        """Loads the backbone's weights, once; nothing happens after a checkpoint or an earlier call brought some.
+
+        Raises:
+            UserError: the weights can't be had, or aren't ResNet18's.
+        """
+        if self._has_weights:
+            return
+        if self.weights == "none":
+            self.print("WARNING: --model.weights none: the frozen backbone's features are random, not pretrained.")
+        else:
+            state = imagenet_weights() if self.weights == "imagenet" else read_weights(Path(self.weights))
+            try:
+                self.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+            except RuntimeError as error:
+                raise UserError(
+                    "a state dict of ResNet18 in torchvision's names",
+                    f"{self.weights}: {str(error).splitlines()[1].strip()}",
+                    "give --model.weights another file, imagenet or none.",
+                ) from error
+        self._has_weights = True
+
+
+def imagenet_weights() -> dict[str, Any]:
+    """torchvision's IMAGENET1K_V1 weights, downloaded once to torch.hub's folder."""
+    from filelock import FileLock
+    from torchvision.models import ResNet18_Weights
+
+    url = ResNet18_Weights.IMAGENET1K_V1.url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".resnet18.lock"), network_timeout():  # of several processes one downloads
+            return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"ResNet18's ImageNet weights at {folder / Path(url).name}, or a network to download them",
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__} ({url})",
+            "put that file there; or give --model.weights PATH, or --model.weights none (random features).",
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A state dict in torchvision's names, from such a file or from a checkpoint of this project.
+
+    Raises:
+        UserError: there is no such file, or it is neither. Nothing in it is ever executed (weights_only=True).
+    """
+    remedy = "give --model.weights another file, imagenet or none."
+    expected = "a file with ResNet18's weights, saved by torch.save or by this project"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{expected}, or imagenet, or none", f"no such file: {path}", remedy) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(expected, f"{path}, which can't be read as one", remedy) from error
+    if isinstance(content, dict) and "state_dict" in content:
+        state = content["state_dict"]
+        prefix = "backbone."
+        content = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    if not isinstance(content, dict) or "layer4.1.bn2.weight" not in content:
+        raise UserError(expected, f"{path}, which holds something else", remedy)
+    return content

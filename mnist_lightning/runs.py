@@ -1,0 +1,87 @@
+"""A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, logged into."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.logger import _flatten_dict
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from mnist_lightning.errors import UserError
+
+LOGS = "lightning_logs"
+
+
+def claim(root: Path, name: str) -> Path:
+    """Makes and returns `root`/lightning_logs/`name`/version_N for the next free N.
+
+    Lightning only looks for a free number; making the folder decides between two runs that look at the same moment.
+    """
+    folder = root / LOGS / name
+    taken = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
+    number = max(taken, default=-1) + 1
+    while True:
+        run = folder / f"version_{number}"
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            number += 1
+
+
+def newest_checkpoint(root: Path, which: str, model: str | None) -> Path:
+    """The `which` (best or last) checkpoint of the newest run: of `model`, or of any.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = [f"{model}", f"{model}-digits"] if model else ["*"]
+    lasts = [path for name in names for path in (root / LOGS).glob(f"{name}/version_*/checkpoints/last.ckpt")]
+    newest = max(lasts, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None or not newest.with_name(f"{which}.ckpt").is_file():
+        raise UserError(
+            f"a run of {model or 'a model'} with a checkpoint under {root / LOGS}",
+            "none",
+            "train one with `fit`, or name the file: --ckpt_path FILE.",
+        )
+    return newest.with_name(f"{which}.ckpt")
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to; for a checkpoint from elsewhere the folder that it lies in."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events straight into a run's folder."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run.parent, name="", version=run.name, default_hp_metric=False)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
+        """Joins the hyperparameters to val/acc and test/acc in the hparams tab.
+
+        Lightning does that by logging a value for each metric at step 0, which then stands in the plots as if it had
+        been measured; the tab needs the names alone.
+        """
+        shown = {
+            key: value if isinstance(value, (bool, int, float)) else str(value)
+            for key, value in _flatten_dict(params).items()
+            if not key.startswith("_")
+        }
+        writer = self.experiment._get_file_writer()
+        for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
+            writer.add_summary(summary)
+
+    def save(self) -> None:
+        """Only flushes: the hparams.yaml that Lightning writes here would repeat config.yaml."""
+        if self._experiment is not None:
+            self._experiment.flush()
+
+
+def shown_path(path: Path) -> str:
+    """As a person would type it: relative where that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
