@@ -4,18 +4,19 @@ B = batch size. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data import Batch
+from mnist_lightning.errors import UserError
 
 NUM_CLASSES = 10
 
@@ -53,9 +54,9 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        self.metrics["train_acc"].update(logits.detach(), labels)
+        self._metric("train_acc").update(logits.detach(), labels)
         self.log("train/loss", loss)
-        self.log("train/acc", self.metrics["train_acc"], on_step=False, on_epoch=True)
+        self.log("train/acc", self._metric("train_acc"), on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -69,7 +70,10 @@ class DigitClassifier(LightningModule):
         return {"labels": labels, "probabilities": self(images).softmax(dim=1)}  # (B,), (B, 10)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        try:
+            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        except (ValueError, TypeError) as error:
+            raise UserError("an optimizer's arguments", str(error), "see that class in torch.optim.") from error
         if self.scheduler is None:
             return optimizer
         given = getattr(self.scheduler, "keywords", {})  # from the command line it is a functools.partial
@@ -78,7 +82,7 @@ class DigitClassifier(LightningModule):
         else:
             schedule = self.scheduler(optimizer)
         by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
-        config: dict[str, Any] = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
+        config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
@@ -89,18 +93,21 @@ class DigitClassifier(LightningModule):
         Not `trainer.estimated_stepping_batches`: that builds the training loader early, and a resumed loader's place
         in the epoch is lost (https://github.com/Lightning-AI/pytorch-lightning/issues/20550).
         """
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if trainer.max_steps > 0:
-            return trainer.max_steps
+            return int(trainer.max_steps)
         batches = len(trainer.datamodule.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
-        loss, accuracy = self.metrics[f"{part}_loss"], self.metrics[f"{part}_acc"]
+        loss, accuracy = self._metric(f"{part}_loss"), self._metric(f"{part}_acc")
         loss.update(F.cross_entropy(logits, labels), weight=len(labels))  # the last batch is shorter
         accuracy.update(logits, labels)
         self.log_dict({f"{part}/loss": loss, f"{part}/acc": accuracy}, prog_bar=part == "val")
+
+    def _metric(self, name: str) -> Metric:
+        return cast(Metric, self.metrics[name])

@@ -5,21 +5,22 @@ import importlib
 import inspect
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mnist_lightning.checkpoints import WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.console import Bar, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
-from mnist_lightning.explain import explain
+from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.files import write_whole
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
@@ -32,31 +33,23 @@ DEFAULTS = {
 CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule]}
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
-    "logger": False,  # the run's own, made once its folder is claimed
 }
-QUIET = (
-    # The data is in memory and a batch is one index operation: there is nothing that a worker could do ahead.
-    ".*does not have many workers.*",
-    # ResNet18's frozen backbone is in eval mode on purpose, see resnet.py.
-    ".*in eval mode at the start of training.*",
-    # claim() made the folder; it is empty but for what a resumed run left there.
-    ".*Checkpoint directory .* exists and is not empty.*",
-)
 
 
 def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message)
+    hush()
     try:
         CLI(args)
     except UserError as error:
         return _refuse(str(error))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _refuse(f"expected to read and write the files of the run\ngot {error.strerror or error}{where}")
+        return _refuse(
+            f"expected to read and write the files of the run\ngot {error.strerror or error}{where}\nchoose another place, or mend it."
+        )
     except MisconfigurationException as error:
-        return _refuse(f"expected settings that fit together\ngot {str(error).splitlines()[0]}")
+        return _refuse(f"expected settings that fit together\ngot {str(error).splitlines()[0]}\n{LOOK_UP}")
     return 0
 
 
@@ -65,19 +58,18 @@ def _refuse(message: str) -> int:
     return 2
 
 
+class ParserError(ValueError):
+    """A parser's report. Parsers are nested, and the outer one reads the inner one's: only the last is explained."""
+
+
 class Parser(LightningArgumentParser):
-    """Takes no abbreviated options, and explains itself in three lines."""
+    """Takes no abbreviated options, and raises instead of printing 45 lines."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        options = {option: "" for option in self._option_string_actions}
-        for key, classes in CLASSES.items():
-            for cls in classes:
-                options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
-        names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
-        raise explain(message, options, names) from ex
+        raise ParserError(message) from ex
 
 
 class CLI(LightningCLI):
@@ -98,6 +90,11 @@ class CLI(LightningCLI):
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # weights_only is not for choosing: it is True, see checkpoints.py.
+        return {name: skip | {"verbose", "weights_only"} for name, skip in LightningCLI.subcommands().items()}
+
     # Parsing
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -112,10 +109,15 @@ class CLI(LightningCLI):
         named, _ = pre.parse_known_args(typed)
         self.checkpoint: dict[str, Any] | None = None
         if named.ckpt_path is None or (named.ckpt_path in ("best", "last") and typed[0] == "fit"):
-            super().parse_arguments(parser, args)  # `fit` resumes a run of its model, which a config file may name
-            settings = self.config[self.config.subcommand]
-            named.ckpt_path = settings.ckpt_path
-            named.model = settings.model.class_path.rpartition(".")[2] if self.config.subcommand == "fit" else None
+            settings = self._parse(parser, args)  # `fit` resumes a run of its model, which a config file may name
+            named.ckpt_path = settings.get("ckpt_path")
+            model = settings.model.class_path
+            if typed[0] == "fit":
+                named.model = model.rpartition(".")[2]
+            if named.ckpt_path is None and model != DEFAULTS["model"]["class_path"]:
+                # jsonargparse lets the default class's arguments, ConvNet's learning rate too, live on in this one.
+                self._subcommand_parsers[self.config.subcommand].set_defaults({"model": {"class_path": model}})
+                self._parse(parser, args)
         if named.ckpt_path is None:
             return
         path = Path(named.ckpt_path)
@@ -127,10 +129,22 @@ class CLI(LightningCLI):
             "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
         }
         self._subcommand_parsers[typed[0]].set_defaults(saved)
-        super().parse_arguments(parser, args)
-        settings = self.config[self.config.subcommand]
+        settings = self._parse(parser, args)
         settings.ckpt_path = str(path)
         _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
+
+    def _parse(self, parser: LightningArgumentParser, args: ArgsType) -> Any:
+        try:
+            super().parse_arguments(parser, args)
+        except (ParserError, UnicodeDecodeError) as error:
+            options = {option: "" for sub in self._subcommand_parsers.values() for option in sub._option_string_actions}
+            for key, classes in CLASSES.items():
+                for cls in classes:
+                    options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
+            names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
+            names |= {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}
+            raise explain(str(error), options, names) from error
+        return self.config[self.config.subcommand]
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's own would let the checkpoint override what was typed, in silence."""
@@ -145,24 +159,48 @@ class CLI(LightningCLI):
                 trainer.max_epochs = _class(settings.model.class_path).default_epochs
         elif settings.ckpt_path is None:
             raise UserError(
-                f"a checkpoint to {self.subcommand}", "none", "add --ckpt_path FILE, or best or last for the newest run."
+                f"a checkpoint to {self.subcommand}",
+                "none",
+                "add --ckpt_path FILE, or best or last for the newest run.",
             )
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError("settings that the Trainer, the model and the data take", reason, LOOK_UP) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self._get(self.config_init, "trainer")
+        self.fitting = self.subcommand == "fit" and not settings["fast_dev_run"]
+        self.own_logger = settings["logger"] in (None, True)
+        validates = getattr(self.datamodule, "hparams", {}).get("val_size", 1) > 0
         self.model_checkpoint = ModelCheckpoint(
             filename="best",
-            monitor="val/acc" if getattr(self.datamodule, "hparams", {}).get("val_size", 1) else None,
+            monitor="val/acc" if validates else None,  # without validation images the last epoch is kept
             mode="max",
             save_last=True,
             enable_version_counter=False,
         )
-        callbacks: list[Any] = [ParameterCount()]
-        if self.subcommand == "fit" and not self._get(self.config_init, "trainer")["fast_dev_run"]:
-            callbacks += [self.model_checkpoint, LearningRateMonitor()]
+        bar = progress(settings["enable_progress_bar"])
+        callbacks: list[Any] = [bar]
+        if settings["enable_model_summary"] is not False:
+            callbacks.append(ParameterCount())
+        if self.fitting and settings["enable_checkpointing"] is not False:
+            callbacks.append(self.model_checkpoint)
+        if self.fitting and settings["logger"] is not False:
+            callbacks.append(LearningRateMonitor())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        plugins = self._get(self.config_init, "trainer")["plugins"] or []
+        plugins = settings["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, WholeCheckpointIO()], **kwargs)
+        kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
+        kwargs["enable_progress_bar"] = isinstance(bar, Bar)
+        if self.own_logger:
+            kwargs["logger"] = False  # until the run's folder is claimed
+        return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint is not None:
@@ -179,7 +217,7 @@ class CLI(LightningCLI):
         source = getattr(self.datamodule, "source", None)
         if source is not None:
             settings.data.init_args.source = source
-        if settings.trainer.fast_dev_run:
+        if not self.fitting:
             return
         name = type(self.model).__name__ + ("-digits" if source == "digits" else "")
         root = Path(self.trainer.default_root_dir)
@@ -196,13 +234,16 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the official test set and says where everything is."""
-        if self.trainer.fast_dev_run:
+        if not self.fitting:
             print("fast_dev_run: no checkpoint, no test.")
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False)
+        best = "best" if self.model_checkpoint.best_model_path else None  # none: test the model as it is now
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         self.after_test()
         if self.trainer.is_global_zero:
             print(f"Dashboards     tensorboard --logdir {shown_path(self.run_folder.parent.parent)}")
+            if getattr(self.datamodule, "fell_back", False):
+                print("WARNING: this was not MNIST, which could not be had, but scikit-learn's 1,797 digits.")
 
     def before_test(self) -> None:
         self.run_folder = run_of(Path(self.config[self.subcommand].ckpt_path))
@@ -213,20 +254,28 @@ class CLI(LightningCLI):
 
     before_validate = before_test
 
+    def test(self, **kwargs: Any) -> None:
+        self.trainer.test(verbose=False, **kwargs)  # `_report` says it in words
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(verbose=False, **kwargs)
+
     def after_validate(self) -> None:
         self._report("Validation", "val")
 
     def before_predict(self) -> None:
         self.run_folder = run_of(Path(self.config["predict"].ckpt_path))
         self.predictions = self.run_folder / "predictions.csv"
-        self.trainer.callbacks.append(PredictionWriter(self.predictions))
+        self.trainer.callbacks.append(  # type: ignore[attr-defined]
+            PredictionWriter(self.predictions)
+        )
 
     def after_predict(self) -> None:
         if self.trainer.is_global_zero:
             print(f"Predictions    {shown_path(self.predictions)}")
 
     def _log_into(self, run: Path) -> None:
-        if not self.trainer.loggers:
+        if self.own_logger:
             self.trainer.loggers = [RunLogger(run)]
 
     def _report(self, title: str, part: str) -> None:
@@ -241,19 +290,8 @@ class CLI(LightningCLI):
         limited = getattr(self.trainer, f"limit_{part}_batches") != 1.0
         subset = {"test": "test", "val": "validation"}[part]
         count = len(getattr(self.datamodule, f"{part}_set").labels)
-        source = {"mnist": "MNIST's", "digits": "scikit-learn's digits, not MNIST's:"}[self.datamodule.source]
-        return f"{'part of ' if limited else ''}{source} {count:,} {subset} images"
-
-
-class ParameterCount(ModelSummary):
-    """Lightning's table, and the two numbers in full: it rounds 5,130 of 11,181,642 to 5.1 K of 11.2 M."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        super().on_fit_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
-            trainable = sum(size for size, trained in sizes if trained)
-            print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters")
+        source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
+        return ("a part of " if limited else "") + source[self.datamodule.source].format(f"{count:,} {subset}")
 
 
 def _class(path: str) -> Any:
@@ -273,7 +311,9 @@ def _refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool
         now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
         if key == "model" and now["class_path"] != then["class_path"]:
             raise UserError(
-                f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", "leave out --model, or change it."
+                f"a checkpoint of {now['class_path']}",
+                f"one of {then['class_path']}",
+                "leave out --model, or change it.",
             )
         for name, value in now.get("init_args", {}).items():
             was = then["init_args"].get(name, value)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -23,6 +24,8 @@ Batch = tuple[Tensor, Tensor]
 
 EVAL_BATCH = 250  # divides 5,000 and 10,000; on CPUs its activations still fit the cache
 MNIST_TRAIN = 60000  # the training images that val_size is counted in
+
+ValSize = restricted_number_type("ValSize", int, [(">=", 0), ("<", MNIST_TRAIN)])
 
 
 class MNISTDataModule(LightningDataModule):
@@ -50,18 +53,13 @@ class MNISTDataModule(LightningDataModule):
         data_dir: str = "data",
         mirrors: list[str] | None = None,
         batch_size: PositiveInt = 64,
-        val_size: NonNegativeInt = 5000,
+        val_size: ValSize = 5000,  # type: ignore[valid-type]
         split_seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if val_size >= MNIST_TRAIN:
-            raise UserError(
-                f"a val_size from 0 to {MNIST_TRAIN - 1}: images of MNIST's 60,000 kept for validation",
-                str(val_size),
-                "the default is 5000.",
-            )
         self._digits: Digits | None = None
+        self.fell_back = False  # from MNIST to digits
 
     @property
     def source(self) -> str:
@@ -90,16 +88,19 @@ class MNISTDataModule(LightningDataModule):
             except UserError as error:
                 if source == "mnist":
                     raise
-                print(f"WARNING: no MNIST here, so the run uses scikit-learn's 1,797 digits.\n{error}", file=sys.stderr)
-                self._digits, found = load_digits(), "digits"
-            self.hparams["source"] = found
+                self._digits, found, self.fell_back = load_digits(), "digits", True
+                rank_zero_only(print)(
+                    f"WARNING: MNIST can't be had, so this run uses scikit-learn's 1,797 digits instead.\n{error}",
+                    file=sys.stderr,
+                )
+            self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
 
     def train_dataloader(self) -> DataLoader:
         # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several. The
         # seed is read as Lightning does for the sampler that it would put in here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler = DistributedSampler(InMemory(self.train_set), *self._share(), shuffle=True, seed=seed)
+        sampler: DistributedSampler = DistributedSampler(InMemory(self.train_set), *self._share(), shuffle=True, seed=seed)
         return loader(sampler, self.hparams["batch_size"])
 
     def val_dataloader(self) -> DataLoader | list[Any]:
@@ -136,7 +137,7 @@ class InMemory(Dataset[Batch]):
 
 
 def loader(sampler: DistributedSampler, batch_size: int) -> DataLoader:
-    return DataLoader(sampler.dataset, batch_size, sampler=sampler, collate_fn=finished)
+    return DataLoader(sampler.dataset, batch_size=batch_size, sampler=sampler, collate_fn=finished)  # type: ignore[arg-type]
 
 
 def finished(batch: Batch) -> Batch:
@@ -145,7 +146,13 @@ def finished(batch: Batch) -> Batch:
 
 
 def split(train: Split, val_size: int, seed: int) -> tuple[Split, Split]:
-    """Training and validation images: disjoint, covering, and the same on every machine for the same seed."""
+    """Training and validation images: disjoint, covering, and the same on every machine for the same seed.
+
+    Raises:
+        UserError: val_size leaves nothing to train on.
+    """
+    if not 0 <= val_size < MNIST_TRAIN:
+        raise UserError(f"a val_size from 0 to {MNIST_TRAIN - 1}", str(val_size), "the default is 5000.")
     kept = round(len(train.labels) * val_size / MNIST_TRAIN)
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
     val, rest = order[:kept], order[kept:]

@@ -33,7 +33,7 @@ def explain(message: str, options: Mapping[str, str], classes: Mapping[str, list
     if match := re.search(r"dot import path string: (.*)|Import path (?:does not|is not).*", message):
         got = match[1] or _given(message)
         names = classes.get(key, [])
-        expected = f"a class for --{key}" + (f": {', '.join(names)}" if names else ", by its name")
+        expected = f"a class for --{key}" + (f": {', '.join(names)}" if 0 < len(names) < 5 else ", by its name")
         if key.endswith((".lr", "size")):  # a number may be written as a path to one, too
             return UserError(f"a number for --{key}", got, LOOK_UP)
         return UserError(expected, got, did_you_mean(got, names))
@@ -61,8 +61,10 @@ def did_you_mean(word: str, known: Mapping[str, str] | list[str]) -> str:
 
 
 def _given(message: str) -> str:
-    match = re.search(r"NestedArg\(key='.*?', val=(.*)\)|Got value: (.*)|Given value: (.*)", message)
-    return next((group for group in match.groups() if group), "").strip("'")[:200] if match else "something else"
+    for pattern in (r"NestedArg\(key='.*?', val=(.*)\)", r"Got value: (.*)", r"Given value: (.*)", r"(.*)\s*$"):
+        if match := re.search(pattern, message):
+            return match[1].strip("' ")[:200]
+    return message
 
 
 def _kind(message: str) -> str:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from mnist_lightning.checkpoints import load_safely
 from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.sources import network_timeout
@@ -41,6 +43,8 @@ class ResNet18(DigitClassifier):
     """
 
     default_epochs = 5
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -102,7 +106,9 @@ class ResNet18(DigitClassifier):
         if self._has_weights:
             return
         if self.weights == "none":
-            self.print("WARNING: --model.weights none: the frozen backbone's features are random, not pretrained.")
+            rank_zero_only(print)(
+                "WARNING: --model.weights none: the frozen backbone's features are random.", flush=True
+            )
         else:
             state = imagenet_weights() if self.weights == "imagenet" else read_weights(Path(self.weights))
             try:
@@ -143,12 +149,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     remedy = "give --model.weights another file, imagenet or none."
     expected = "a file with ResNet18's weights, saved by torch.save or by this project"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{expected}, or imagenet, or none", f"no such file: {path}", remedy) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(expected, f"{path}, which can't be read as one", remedy) from error
+    content = load_safely(path, f"{expected}, or imagenet, or none", remedy)
     if isinstance(content, dict) and "state_dict" in content:
         state = content["state_dict"]
         prefix = "backbone."

@@ -14,7 +14,7 @@ import math
 import socket
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,7 +65,9 @@ FILES = (
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
         "6bbc9ace898e44ae57da46a324031adb",
     ),
-    IDXFile("train-labels-idx1-ubyte", (60000,), "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+    IDXFile(
+        "train-labels-idx1-ubyte", (60000,), "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"
+    ),
     IDXFile(
         "t10k-images-idx3-ubyte",
         (10000, 28, 28),
@@ -90,7 +92,7 @@ def load_mnist(data_dir: str, mirrors: Sequence[str] | None = None) -> Digits:
     raw_dir = Path(data_dir).expanduser() / "MNIST" / "raw"  # torchvision's layout, so that its users share one copy
     try:
         contents = [_read(raw_dir, file) or _download(raw_dir, file, mirrors) for file in FILES]
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
         raise UserError(
             f"a data folder to read and write: {data_dir}",
             f"{error.strerror}: {error.filename}",
@@ -130,7 +132,7 @@ def _download(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> by
         if content := _read(raw_dir, file):  # another process was faster
             return content
         for mirror in mirrors or MNIST.mirrors:
-            # Into a folder beside the target: torchvision writes in place, so a killed download would leave half a file.
+            # Into a folder beside the target: torchvision writes in place, and a killed download leaves half a file.
             with TemporaryDirectory(dir=raw_dir, prefix=".download-") as staging, network_timeout():
                 try:
                     download_url(f"{mirror.rstrip('/')}/{name}", staging, md5=file.md5_gz)
@@ -170,7 +172,7 @@ def _read(raw_dir: Path, file: IDXFile) -> bytearray | None:
 
 
 @contextmanager
-def network_timeout():
+def network_timeout() -> Iterator[None]:
     """torchvision's urlopen has no timeout of its own: a host that swallows packets would hang the run."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT)

@@ -1,0 +1,83 @@
+"""What a run says while it goes: a bar on a terminal, one line an epoch elsewhere, and none of the noise."""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+
+QUIET_WARNINGS = (
+    # Lightning's _pytree.py asks torch >= 2.14 in a way that torch deprecates.
+    ".*treespec.*is deprecated.*",
+    # The data is in memory and a batch is one index operation: there is nothing that a worker could do ahead.
+    ".*does not have many workers.*",
+    # ResNet18's frozen backbone is in eval mode on purpose, see resnet.py.
+    ".*in eval mode at the start of training.*",
+    # `test` of a checkpoint has no use for the callbacks that chose it.
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    # The digits make 21 batches an epoch; the training loss is logged every 50 steps all the same.
+    ".*is smaller than the logging interval.*",
+    # --data.val_size 0.
+    ".*Total length of `list` across ranks is zero.*",
+    # claim() made the folder; it is empty but for what a resumed run left there.
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+QUIET_LOGS = (
+    "💡 Tip",
+    "TPU available",
+    "Trainer already configured with model summary",
+    "Restoring states",
+    "Loaded mo",
+)
+
+
+def hush() -> None:
+    """Drops the messages above, each of which says something that isn't so here or isn't news."""
+    for message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: not record.getMessage().startswith(QUIET_LOGS))
+
+
+def progress(wanted: bool | None) -> Callback:
+    """The callback that shows progress.
+
+    Args:
+        wanted: --trainer.enable_progress_bar; None means where the output is a terminal.
+    """
+    if wanted is None:
+        wanted = sys.stderr.isatty()
+    return Bar() if wanted else EpochLines()
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar, redrawn every 20 batches: each drawing fetches the metrics from the device."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class EpochLines(Callback):
+    """One line an epoch, for logs and pipes."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            values = sorted(item for item in trainer.callback_metrics.items() if "/" in item[0])
+            metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in values)
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+
+
+class ParameterCount(ModelSummary):
+    """Lightning's table, and the two numbers in full: it rounds 5,130 of 11,181,642 to 5.1 K of 11.2 M."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
+            trainable = sum(size for size, trained in sizes if trained)
+            print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters", flush=True)

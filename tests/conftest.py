@@ -1,0 +1,168 @@
+"""What several test modules share: small MNIST files, a web server on this machine, and a guard against all others.
+
+The files are real IDX files, packed as the official ones are, with 640 + 200 of scikit-learn's digits in them: a model
+learns them. `mnist_lightning.sources.FILES` is made to expect just these.
+"""
+
+import gzip
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+
+import pytest
+import torch
+
+from mnist_lightning import sources
+
+TRAIN, TEST = 640, 200  # images in the small files; 200 isn't a multiple of any batch size in use
+
+Answer = bytes | Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test that looks up or connects to another machine. Child processes are not covered."""
+
+    def checked(host: object) -> None:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (None, "", "localhost", "::1") and not str(name).startswith("127."):
+            # pytest.fail raises a BaseException: the code under test, which takes an OSError for a dead mirror and goes
+            # on, can't swallow it.
+            pytest.fail(f"tests use no network, but something wants to reach {name}")
+
+    def guarded(connect: Callable) -> Callable:
+        def connect_here(self: socket.socket, address: object) -> object:
+            if isinstance(address, tuple):  # a str is a Unix socket
+                checked(address[0])
+            return connect(self, address)
+
+        return connect_here
+
+    def getaddrinfo(host: object, *args: object, **kwargs: object) -> object:
+        checked(host)
+        return lookup(host, *args, **kwargs)
+
+    lookup = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    monkeypatch.setenv("no_proxy", "*")  # a proxy of this machine's owner would be asked for 127.0.0.1, too
+
+
+@pytest.fixture(scope="session")
+def idx_contents() -> dict[str, bytes]:
+    """The four unpacked files by name: magic number, a count for each dimension, the bytes."""
+    train, test = sources.load_digits()
+    tensors = (train.images[:TRAIN, 0], train.labels[:TRAIN], test.images[:TEST, 0], test.labels[:TEST])
+    contents = {}
+    for file, tensor in zip(sources.FILES, tensors, strict=True):
+        magic = bytes([0, 0, 8, tensor.ndim])  # 8: unsigned bytes
+        counts = b"".join(count.to_bytes(4, "big") for count in tensor.shape)
+        contents[file.name] = magic + counts + tensor.to(torch.uint8).numpy().tobytes()
+    return contents
+
+
+@pytest.fixture(scope="session")
+def idx_packed(idx_contents: dict[str, bytes]) -> dict[str, bytes]:
+    """The four .gz files by name: what a mirror serves."""
+    return {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in idx_contents.items()}
+
+
+@pytest.fixture
+def small_files(
+    monkeypatch: pytest.MonkeyPatch, idx_contents: dict[str, bytes], idx_packed: dict[str, bytes]
+) -> tuple[sources.IDXFile, ...]:
+    """`sources.FILES`, expecting the small files in place of the official ones."""
+
+    def md5(content: bytes) -> str:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    counts = (TRAIN, TRAIN, TEST, TEST)
+    files = tuple(
+        sources.IDXFile(
+            file.name, (count, *file.shape[1:]), md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name])
+        )
+        for file, count in zip(sources.FILES, counts, strict=True)
+    )
+    monkeypatch.setattr(sources, "FILES", files)
+    return files
+
+
+@pytest.fixture
+def mnist_dir(tmp_path: Path, small_files: tuple[sources.IDXFile, ...], idx_packed: dict[str, bytes]) -> str:
+    """A data_dir, the test's own, that holds the small files as MNIST/raw/*.gz. A str, as --data.data_dir gives."""
+    raw_dir = tmp_path / "data" / "MNIST" / "raw"
+    raw_dir.mkdir(parents=True)
+    for name, content in idx_packed.items():
+        (raw_dir / name).write_bytes(content)
+    return str(tmp_path / "data")
+
+
+class Server(ThreadingTCPServer):
+    """Answers GET on 127.0.0.1. (Not HTTPServer: that looks up the machine's name, which takes seconds on some.)
+
+    Attributes:
+        url: its address, without a slash at the end.
+        answers: by path, the body, or a function that does what it likes with the request; all else is 404.
+        requests: paths asked for, in order, without torchvision's probes: it asks for each file twice, first to follow
+            redirects, with the header "Method: HEAD", and drops that answer.
+        probes: the paths of those.
+        over: set when the test ends; an answer that is to stall waits for it.
+    """
+
+    daemon_threads = False  # server_close() then waits for the threads: nothing runs on into the next test
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.requests: list[str] = []
+        self.probes: list[str] = []
+        self.over = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 10  # seconds; a client that reads nothing can't hang the tests
+
+    def do_GET(self) -> None:
+        (self.server.probes if self.headers.get("Method") == "HEAD" else self.server.requests).append(self.path)
+        answer = self.server.answers.get(self.path)
+        try:
+            if answer is None:
+                self.send_error(404)
+            elif callable(answer):
+                answer(self)
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+        except ConnectionError:
+            pass  # torchvision hangs up on its probes
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server on this machine with nothing to serve yet: fill `server.answers`."""
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))  # seconds until it sees the shutdown
+        thread.start()
+        yield server
+        server.over.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def mirror(server: Server, small_files: tuple[sources.IDXFile, ...], idx_packed: dict[str, bytes]) -> str:
+    """The address of a mirror, on `server`, that has the small files."""
+    server.answers.update({f"/mnist/{name}": content for name, content in idx_packed.items()})
+    return f"{server.url}/mnist/"
