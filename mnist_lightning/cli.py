@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -45,9 +46,8 @@ def run(args: list[str] | None = None) -> int:
         return _refuse(str(error))
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _refuse(
-            f"expected to read and write the files of the run\ngot {error.strerror or error}{where}\nchoose another place, or mend it."
-        )
+        remedy = "choose another place, or mend it."
+        return _refuse(f"expected to read and write the run's files\ngot {error.strerror or error}{where}\n{remedy}")
     except MisconfigurationException as error:
         return _refuse(f"expected settings that fit together\ngot {str(error).splitlines()[0]}\n{LOOK_UP}")
     return 0
@@ -102,49 +102,48 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
-        pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for option in ("--ckpt_path", "--model", "--trainer.default_root_dir"):
-            pre.add_argument(option)
-        typed = sys.argv[1:] if args is None else list(args)
-        named, _ = pre.parse_known_args(typed)
+        ahead = _look_ahead(sys.argv[1:] if args is None else list(args))
         self.checkpoint: dict[str, Any] | None = None
-        if named.ckpt_path is None or (named.ckpt_path in ("best", "last") and typed[0] == "fit"):
-            settings = self._parse(parser, args)  # `fit` resumes a run of its model, which a config file may name
-            named.ckpt_path = settings.get("ckpt_path")
-            model = settings.model.class_path
-            if typed[0] == "fit":
-                named.model = model.rpartition(".")[2]
-            if named.ckpt_path is None and model != DEFAULTS["model"]["class_path"]:
-                # jsonargparse lets the default class's arguments, ConvNet's learning rate too, live on in this one.
-                self._subcommand_parsers[self.config.subcommand].set_defaults({"model": {"class_path": model}})
-                self._parse(parser, args)
-        if named.ckpt_path is None:
-            return
-        path = Path(named.ckpt_path)
-        if named.ckpt_path in ("best", "last"):
-            path = newest_checkpoint(Path(vars(named)["trainer.default_root_dir"] or "."), named.ckpt_path, named.model)
-        self.checkpoint = read_checkpoint(path)
-        saved = {
-            "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
-            "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
-        }
-        self._subcommand_parsers[typed[0]].set_defaults(saved)
-        settings = self._parse(parser, args)
-        settings.ckpt_path = str(path)
-        _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
-
-    def _parse(self, parser: LightningArgumentParser, args: ArgsType) -> Any:
+        saved: dict[str, Any] = {}
+        if ahead.ckpt_path:
+            path = Path(ahead.ckpt_path)
+            if ahead.ckpt_path in ("best", "last"):
+                model = ahead.model or (ConvNet.__name__ if ahead.subcommand == "fit" else None)
+                path = newest_checkpoint(Path(ahead.root), ahead.ckpt_path, model)
+            self.checkpoint = read_checkpoint(path)
+            saved = {
+                "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
+                "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
+            }
+        elif ahead.model:
+            # Not left to the parser: going from the default model to this one, jsonargparse keeps the first one's
+            # arguments where the names are the same, ConvNet's learning rate for ResNet18.
+            saved = {"model": {"class_path": ahead.model}}
+        if ahead.subcommand in self._subcommand_parsers:
+            try:
+                self._subcommand_parsers[ahead.subcommand].set_defaults(saved)
+            except ValueError as error:  # of a misspelt --model the parser itself will say so
+                if self.checkpoint is not None:
+                    got = f"{saved['model']['class_path']} and {saved['data']['class_path']}"
+                    raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
             super().parse_arguments(parser, args)
         except (ParserError, UnicodeDecodeError) as error:
-            options = {option: "" for sub in self._subcommand_parsers.values() for option in sub._option_string_actions}
-            for key, classes in CLASSES.items():
-                for cls in classes:
-                    options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
-            names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
-            names |= {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}
-            raise explain(str(error), options, names) from error
-        return self.config[self.config.subcommand]
+            raise explain(str(error), self._options(), _class_names()) from error
+        if self.checkpoint is not None:
+            settings = self.config[self.config.subcommand]
+            settings.ckpt_path = str(path)
+            _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
+
+    def _options(self) -> dict[str, str]:
+        """Every option that exists, and the class that it belongs to."""
+        options = {
+            option: "" for parser in self._subcommand_parsers.values() for option in parser._option_string_actions
+        }
+        for key, classes in CLASSES.items():
+            for cls in classes:
+                options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
+        return options
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's own would let the checkpoint override what was typed, in silence."""
@@ -292,6 +291,46 @@ class CLI(LightningCLI):
         count = len(getattr(self.datamodule, f"{part}_set").labels)
         source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
         return ("a part of " if limited else "") + source[self.datamodule.source].format(f"{count:,} {subset}")
+
+
+def _class_names() -> dict[str, list[str]]:
+    names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
+    return names | {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}
+
+
+def _look_ahead(typed: list[str]) -> argparse.Namespace:
+    """What has to be known before the parser's defaults are set: the command, the model, the checkpoint, the root.
+
+    Raises:
+        UserError: --model and the config file name different models.
+    """
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("-c", "--config", action="append", default=[])
+    scan.add_argument("--model")
+    scan.add_argument("--ckpt_path")
+    scan.add_argument("--trainer.default_root_dir", dest="root")
+    try:
+        found, rest = scan.parse_known_args(typed)
+    except SystemExit:  # an option without its value: the real parser says so
+        found, rest = scan.parse_known_args([])
+    found.subcommand = next((word for word in rest if not word.startswith("-")), "")
+    for path in found.config:
+        try:
+            config = yaml.safe_load(Path(path).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the real parser says what is wrong
+        config = config.get(found.subcommand, config) if isinstance(config, dict) else {}
+        model = config.get("model")
+        model = model.get("class_path") if isinstance(model, dict) else model
+        if model and found.model and model.rpartition(".")[2] != found.model.rpartition(".")[2]:
+            raise UserError(
+                f"--model as in {path}: {model}", found.model, "leave out --model, or take a config of that model."
+            )
+        found.model = found.model or model
+        found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
+        found.root = found.root or (config.get("trainer") or {}).get("default_root_dir")
+    found.root = found.root or "."
+    return found
 
 
 def _class(path: str) -> Any:

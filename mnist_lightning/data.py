@@ -100,7 +100,9 @@ class MNISTDataModule(LightningDataModule):
         # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several. The
         # seed is read as Lightning does for the sampler that it would put in here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler: DistributedSampler = DistributedSampler(InMemory(self.train_set), *self._share(), shuffle=True, seed=seed)
+        sampler: DistributedSampler = DistributedSampler(
+            InMemory(self.train_set), *self._share(), shuffle=True, seed=seed
+        )
         return loader(sampler, self.hparams["batch_size"])
 
     def val_dataloader(self) -> DataLoader | list[Any]:
@@ -137,7 +139,8 @@ class InMemory(Dataset[Batch]):
 
 
 def loader(sampler: DistributedSampler, batch_size: int) -> DataLoader:
-    return DataLoader(sampler.dataset, batch_size=batch_size, sampler=sampler, collate_fn=finished)  # type: ignore[arg-type]
+    collate: Any = finished
+    return DataLoader(sampler.dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
 
 
 def finished(batch: Batch) -> Batch:

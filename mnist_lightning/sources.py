@@ -92,7 +92,7 @@ def load_mnist(data_dir: str, mirrors: Sequence[str] | None = None) -> Digits:
     raw_dir = Path(data_dir).expanduser() / "MNIST" / "raw"  # torchvision's layout, so that its users share one copy
     try:
         contents = [_read(raw_dir, file) or _download(raw_dir, file, mirrors) for file in FILES]
-    except (PermissionError, NotADirectoryError, FileNotFoundError) as error:
+    except OSError as error:  # permissions, a read-only or full disk, a file where a folder should be
         raise UserError(
             f"a data folder to read and write: {data_dir}",
             f"{error.strerror}: {error.filename}",
@@ -139,7 +139,8 @@ def _download(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> by
                 except PermissionError:
                     raise
                 except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-                    failures.append(f"{mirror} ({str(error) or type(error).__name__})")
+                    reason = " ".join(str(error).split())  # on one line: a host that isn't HTTP is quoted as it is
+                    failures.append(f"{mirror} ({reason or type(error).__name__})")
                     continue
                 (Path(staging) / name).replace(raw_dir / name)
             if content := _read(raw_dir, file):
@@ -163,7 +164,7 @@ def _read(raw_dir: Path, file: IDXFile) -> bytearray | None:
             with opener(path, "rb") as stream:
                 read = stream.readinto(content)
         except (EOFError, zlib.error, gzip.BadGzipFile):
-            continue
+            read = 0
         del content[read:]
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == file.md5:
             return content
