@@ -288,7 +288,7 @@ class CLI(LightningCLI):
         """Which images an accuracy was measured on."""
         limited = getattr(self.trainer, f"limit_{part}_batches") != 1.0
         subset = {"test": "test", "val": "validation"}[part]
-        count = len(getattr(self.datamodule, f"{part}_set").labels)
+        count = len(self.datamodule.indices[part])
         source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
         return ("a part of " if limited else "") + source[self.datamodule.source].format(f"{count:,} {subset}")
 

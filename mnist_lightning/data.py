@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.sources import Digits, Split, load_digits, load_mnist
+from mnist_lightning.sources import Digits, load_digits, load_mnist
 
 Batch = tuple[Tensor, Tensor]
 
@@ -60,6 +60,7 @@ class MNISTDataModule(LightningDataModule):
         self.save_hyperparameters()
         self._digits: Digits | None = None
         self.fell_back = False  # from MNIST to digits
+        self.features: Digits | None = None  # in place of the images, while a frozen backbone's head trains
 
     @property
     def source(self) -> str:
@@ -70,13 +71,13 @@ class MNISTDataModule(LightningDataModule):
         self._load()
 
     def setup(self, stage: str) -> None:
-        digits = self._load()
+        self.digits = self._load()
         if self.trainer is not None and self.trainer.world_size > 1:
             chosen = self.trainer.strategy.broadcast(self.source)
             if self.source != chosen:  # auto, on a host without the files
                 raise UserError(f"the same data on every host ({chosen})", self.source, "give --data.source.")
-        self.train_set, self.val_set = split(digits.train, self.hparams["val_size"], self.hparams["split_seed"])
-        self.test_set = digits.test
+        train, val = split(len(self.digits.train.labels), self.hparams["val_size"], self.hparams["split_seed"])
+        self.indices = {"train": train, "val": val, "test": torch.arange(len(self.digits.test.labels))}
 
     def _load(self) -> Digits:
         """Loads once; replaces source auto by what was found, so that the run and its checkpoints name it."""
@@ -100,42 +101,42 @@ class MNISTDataModule(LightningDataModule):
         # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several. The
         # seed is read as Lightning does for the sampler that it would put in here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler: DistributedSampler = DistributedSampler(
-            InMemory(self.train_set), *self._share(), shuffle=True, seed=seed
-        )
+        sampler: DistributedSampler = DistributedSampler(Part(self, "train"), *self._share(), shuffle=True, seed=seed)
         return loader(sampler, self.hparams["batch_size"])
 
     def val_dataloader(self) -> DataLoader | list[Any]:
-        return self._eval_dataloader(self.val_set) if len(self.val_set.labels) else []
+        return self._eval_dataloader("val") if len(self.indices["val"]) else []
 
     def test_dataloader(self) -> DataLoader:
-        return self._eval_dataloader(self.test_set)
+        return self._eval_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._eval_dataloader(self.test_set)
+        return self._eval_dataloader("test")
 
-    def _eval_dataloader(self, part: Split) -> DataLoader:
+    def _eval_dataloader(self, name: str) -> DataLoader:
         # Lightning's default sampler repeats images to make the processes' shares equal; this one is exact.
-        return loader(UnrepeatedDistributedSampler(InMemory(part), *self._share(), shuffle=False), EVAL_BATCH)
+        return loader(UnrepeatedDistributedSampler(Part(self, name), *self._share(), shuffle=False), EVAL_BATCH)
 
     def _share(self) -> tuple[int, int]:
         """How many processes there are, and which one this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
 
-class InMemory(Dataset[Batch]):
-    """A split as a dataset that hands out finished batches."""
+class Part(Dataset[Batch]):
+    """The training, validation or test images of a datamodule as a dataset that hands out finished batches."""
 
-    def __init__(self, part: Split) -> None:
-        self.part = part
+    def __init__(self, data: MNISTDataModule, name: str) -> None:
+        self.data, self.name = data, name
 
     def __len__(self) -> int:
-        return len(self.part.labels)
+        return len(self.data.indices[self.name])
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
         """The DataLoader calls this instead of 64 times `__getitem__`."""
-        index = torch.tensor(indices)
-        return self.part.images[index], self.part.labels[index]
+        source = self.data.features or self.data.digits
+        split = source.test if self.name == "test" else source.train
+        index = self.data.indices[self.name][positions]
+        return split.images[index], split.labels[index]
 
 
 def loader(sampler: DistributedSampler, batch_size: int) -> DataLoader:
@@ -148,15 +149,16 @@ def finished(batch: Batch) -> Batch:
     return batch
 
 
-def split(train: Split, val_size: int, seed: int) -> tuple[Split, Split]:
-    """Training and validation images: disjoint, covering, and the same on every machine for the same seed.
+def split(count: int, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of `count` images are for training and which for validation: two int64 tensors of indices.
+
+    Disjoint, covering, and the same on every machine for the same seed.
 
     Raises:
         UserError: val_size leaves nothing to train on.
     """
     if not 0 <= val_size < MNIST_TRAIN:
         raise UserError(f"a val_size from 0 to {MNIST_TRAIN - 1}", str(val_size), "the default is 5000.")
-    kept = round(len(train.labels) * val_size / MNIST_TRAIN)
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
-    val, rest = order[:kept], order[kept:]
-    return Split(train.images[rest], train.labels[rest]), Split(train.images[val], train.labels[val])
+    kept = round(count * val_size / MNIST_TRAIN)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[kept:], order[:kept]

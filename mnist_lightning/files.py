@@ -26,8 +26,10 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~_umask())  # NamedTemporaryFile makes 0600: colleagues couldn't read the result
+            file.close()  # Windows neither renames nor deletes an open file
             os.replace(file.name, path)
         except BaseException:
+            file.close()
             os.unlink(file.name)
             raise
     if os.name == "posix":  # the rename itself is only lasting once the folder is on disk

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+from urllib.error import HTTPError
 
 import torch
 from torch import Tensor
@@ -139,6 +140,8 @@ def _download(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> by
                 except PermissionError:
                     raise
                 except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+                    if isinstance(error, HTTPError):
+                        error.close()  # it is the answer, too; Python 3.13 warns of one left open
                     reason = " ".join(str(error).split())  # on one line: a host that isn't HTTP is quoted as it is
                     failures.append(f"{mirror} ({reason or type(error).__name__})")
                     continue
