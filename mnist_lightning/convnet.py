@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
+from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier, LabelSmoothing
 
 MEAN = 0.1307  # of MNIST's 60,000 training images, pixels in [0, 1]
 STD = 0.3081
@@ -22,14 +22,16 @@ class ConvNet(DigitClassifier):
         optimizer: any class of torch.optim; its arguments follow as --model.optimizer.lr 1e-3.
         scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
             after each epoch; OneCycleLR's total_steps is filled in.
+        label_smoothing: share of the training target that is spread over all ten digits, 0 to 1.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.01, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(optimizer, scheduler, label_smoothing)
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=3, padding=1)
         self.fc1 = nn.Linear(64 * 7 * 7, 128)

@@ -160,5 +160,6 @@ def split(count: int, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     if not 0 <= val_size < MNIST_TRAIN:
         raise UserError(f"a val_size from 0 to {MNIST_TRAIN - 1}", str(val_size), "the default is 5000.")
     kept = round(count * val_size / MNIST_TRAIN)
+    kept = min(max(kept, min(val_size, 1)), count - 1)  # of few images, too, some in each part
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[kept:], order[:kept]

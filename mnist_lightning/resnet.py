@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from mnist_lightning.checkpoints import load_safely
-from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
+from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier, LabelSmoothing
 from mnist_lightning.errors import UserError
 from mnist_lightning.features import FeatureCache
 from mnist_lightning.sources import network_timeout
@@ -44,6 +44,7 @@ class ResNet18(DigitClassifier):
         optimizer: any class of torch.optim; its arguments follow as --model.optimizer.lr 1e-3.
         scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
             after each epoch; OneCycleLR's total_steps is filled in.
+        label_smoothing: share of the training target that is spread over all ten digits, 0 to 1.
     """
 
     default_epochs = 5
@@ -57,8 +58,9 @@ class ResNet18(DigitClassifier):
         cache_features: bool = True,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.001, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
     ) -> None:
-        super().__init__(optimizer, scheduler)
+        super().__init__(optimizer, scheduler, label_smoothing)
         from torchvision.models import resnet18
 
         self.weights, self.image_size = weights, image_size

@@ -153,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[Server]:
     """A web server on this machine with nothing to serve yet: fill `server.answers`."""
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))  # seconds until it sees the shutdown
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # seconds until it sees the shutdown
         thread.start()
         yield server
         server.over.set()

@@ -1,0 +1,100 @@
+"""write_whole: the old file or the new one, never half of one."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mnist_lightning.files import write_whole
+
+
+def test_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "result.csv"
+    path.write_bytes(b"old")
+    with write_whole(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["result.csv"]
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "result.csv"
+    with write_whole(str(path)) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
+def test_exception_in_the_block_leaves_the_old_file_and_nothing_else(
+    exception: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "result.csv"
+    path.write_bytes(b"old")
+    with pytest.raises(exception), write_whole(path) as file:
+        file.write(b"half of the n")
+        raise exception
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["result.csv"]
+
+
+@pytest.mark.parametrize("fails", ["fsync", "replace"])
+def test_full_disk_leaves_the_old_file_and_nothing_else(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "result.csv"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, fails, full)
+    with pytest.raises(OSError, match="No space left"), write_whole(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["result.csv"]
+
+
+def test_file_in_the_place_of_the_folder_is_an_oserror(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match=r"file"), write_whole(tmp_path / "file" / "result.csv"):
+        pass
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def fsync(descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        if inode == tmp_path.stat().st_ino:
+            steps.append("folder on disk")
+        else:
+            steps.append(f"{os.fstat(descriptor).st_size} bytes on disk")
+
+    def replace(old: str, new: Path) -> None:
+        steps.append("renamed" if file.closed else "renamed while open")  # Windows refuses that
+        rename(old, new)
+
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with write_whole(tmp_path / "result.csv") as file:
+        file.write(b"new")
+    assert steps == ["3 bytes on disk", "renamed", *(["folder on disk"] if os.name == "posix" else [])]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_permissions_are_those_of_an_ordinary_file(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with write_whole(tmp_path / "result.csv"):
+            pass
+        assert os.umask(umask) == umask  # unchanged
+    finally:
+        os.umask(before)
+    assert (tmp_path / "result.csv").stat().st_mode & 0o777 == mode
