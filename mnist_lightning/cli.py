@@ -20,7 +20,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import Bar, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.errors import UserError
+from mnist_lightning.errors import UserError, report
 from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.files import write_whole
 from mnist_lightning.predictions import PredictionWriter
@@ -43,19 +43,13 @@ def run(args: list[str] | None = None) -> int:
     try:
         CLI(args)
     except UserError as error:
-        return _refuse(str(error))
+        return report(error)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        remedy = "choose another place, or mend it."
-        return _refuse(f"expected to read and write the run's files\ngot {error.strerror or error}{where}\n{remedy}")
+        got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return report(UserError("to read and write the run's files", got, "choose another place, or mend it."))
     except MisconfigurationException as error:
-        return _refuse(f"expected settings that fit together\ngot {str(error).splitlines()[0]}\n{LOOK_UP}")
+        return report(UserError("settings that fit together", str(error).splitlines()[0], LOOK_UP))
     return 0
-
-
-def _refuse(message: str) -> int:
-    print("error: " + message.replace("\n", "\n       "), file=sys.stderr)
-    return 2
 
 
 class ParserError(ValueError):
@@ -176,7 +170,7 @@ class CLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         self.fitting = self.subcommand == "fit" and not settings["fast_dev_run"]
         self.own_logger = settings["logger"] in (None, True)
-        validates = getattr(self.datamodule, "hparams", {}).get("val_size", 1) > 0
+        validates = getattr(self.datamodule, "val_size", 1) > 0
         self.model_checkpoint = ModelCheckpoint(
             filename="best",
             monitor="val/acc" if validates else None,  # without validation images the last epoch is kept

@@ -29,7 +29,7 @@ class ConvNet(DigitClassifier):
         self,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.01, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
-        label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
+        label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer, scheduler, label_smoothing)
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3, padding=1)

@@ -58,14 +58,12 @@ class MNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._digits: Digits | None = None
+        self.source: str = source  # mnist or digits once the data was loaded
+        self.data_dir, self.mirrors, self.batch_size = data_dir, mirrors, batch_size
+        self.val_size, self.split_seed = val_size, split_seed
         self.fell_back = False  # from MNIST to digits
         self.features: Digits | None = None  # in place of the images, while a frozen backbone's head trains
-
-    @property
-    def source(self) -> str:
-        """mnist or digits. With source auto, known once the data was loaded."""
-        return str(self.hparams["source"])
+        self._digits: Digits | None = None
 
     def prepare_data(self) -> None:
         self._load()
@@ -76,25 +74,26 @@ class MNISTDataModule(LightningDataModule):
             chosen = self.trainer.strategy.broadcast(self.source)
             if self.source != chosen:  # auto, on a host without the files
                 raise UserError(f"the same data on every host ({chosen})", self.source, "give --data.source.")
-        train, val = split(len(self.digits.train.labels), self.hparams["val_size"], self.hparams["split_seed"])
+        train, val = split(len(self.digits.train.labels), self.val_size, self.split_seed)
         self.indices = {"train": train, "val": val, "test": torch.arange(len(self.digits.test.labels))}
 
     def _load(self) -> Digits:
         """Loads once; replaces source auto by what was found, so that the run and its checkpoints name it."""
         if self._digits is None:
-            source, data_dir, mirrors = (self.hparams[name] for name in ("source", "data_dir", "mirrors"))
             try:
-                self._digits = load_digits() if source == "digits" else load_mnist(data_dir, mirrors)
-                found = "digits" if source == "digits" else "mnist"
+                digits = load_digits() if self.source == "digits" else load_mnist(self.data_dir, self.mirrors)
+                found = "digits" if self.source == "digits" else "mnist"
             except UserError as error:
-                if source == "mnist":
+                if self.source == "mnist":
                     raise
-                self._digits, found, self.fell_back = load_digits(), "digits", True
+                digits, found, self.fell_back = load_digits(), "digits", True
                 rank_zero_only(print)(
                     f"WARNING: MNIST can't be had, so this run uses scikit-learn's 1,797 digits instead.\n{error}",
                     file=sys.stderr,
                 )
-            self.save_hyperparameters({**self.hparams, "source": found})
+            self._digits, self.source = digits, found
+            if "source" in self.hparams:
+                self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
 
     def train_dataloader(self) -> DataLoader:
@@ -102,7 +101,7 @@ class MNISTDataModule(LightningDataModule):
         # seed is read as Lightning does for the sampler that it would put in here.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         sampler: DistributedSampler = DistributedSampler(Part(self, "train"), *self._share(), shuffle=True, seed=seed)
-        return loader(sampler, self.hparams["batch_size"])
+        return loader(sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         return self._eval_dataloader("val") if len(self.indices["val"]) else []

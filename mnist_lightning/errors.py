@@ -1,5 +1,7 @@
 """The one exception for what a person can mend: expected, got, remedy."""
 
+import sys
+
 
 class UserError(ValueError):
     """Raised for wrong input. The command line prints it in three lines and exits with code 2.
@@ -12,3 +14,9 @@ class UserError(ValueError):
 
     def __init__(self, expected: str, got: str, remedy: str) -> None:
         super().__init__(f"expected {expected}\ngot {got}\n{remedy}")
+
+
+def report(error: UserError) -> int:
+    """Prints the three lines to stderr; returns the exit code, 2."""
+    print("error: " + str(error).replace("\n", "\n       "), file=sys.stderr)
+    return 2

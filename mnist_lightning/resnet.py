@@ -58,12 +58,12 @@ class ResNet18(DigitClassifier):
         cache_features: bool = True,
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.001, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
-        label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
+        label_smoothing: LabelSmoothing = 0.0,
     ) -> None:
         super().__init__(optimizer, scheduler, label_smoothing)
         from torchvision.models import resnet18
 
-        self.weights, self.image_size = weights, image_size
+        self.weights, self.image_size, self.cache_features = weights, image_size, cache_features
         self.backbone = resnet18()
         self.head = nn.Linear(self.backbone.fc.in_features, NUM_CLASSES)
         self.backbone.fc = nn.Identity()

@@ -1,0 +1,93 @@
+"""The loops that the project is measured against, written here from the tutorial's description of them.
+
+`tutorial_*`: torchvision's dataset, one PIL image at a time, a plain loop over its batches.
+`bare_convnet`: a plain loop over the project's own in-memory batches and model: what Lightning may cost on top.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, models, transforms
+
+from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
+
+
+def tutorial_convnet(data_dir: str, steps: int | None = None) -> Iterator[tuple[float, float]]:
+    """The tutorial's first loop, an epoch (or `steps` batches) at a time.
+
+    Yields:
+        (seconds of training so far, test accuracy in %).
+    """
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    layers += [nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    yield from _tutorial(model, optimizer, normalise, data_dir, steps, None)
+
+
+def tutorial_resnet18(data_dir: str, weights: str, image_size: int, images: int) -> Iterator[tuple[float, float]]:
+    """The tutorial's second loop, mended to take grey images, on the first `images` of each set: yields as above."""
+    steps = [transforms.Grayscale(3), transforms.Resize(image_size), transforms.ToTensor()]
+    model = models.resnet18()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    model.requires_grad_(False)
+    model.fc = nn.Linear(model.fc.in_features, 10)
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.001, momentum=0.9)
+    normalise = transforms.Compose([*steps, transforms.Normalize((0.1307,), (0.3081,))])
+    yield from _tutorial(model, optimizer, normalise, data_dir, None, images)
+
+
+def _tutorial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    transform: object,
+    data_dir: str,
+    steps: int | None,
+    images: int | None,
+) -> Iterator[tuple[float, float]]:
+    train, test = (datasets.MNIST(data_dir, train=part, transform=transform, download=True) for part in (True, False))
+    if images:
+        train, test = (Subset(part, range(min(images, len(part)))) for part in (train, test))
+    batches, test_batches = DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=64)
+    seconds = 0.0
+    while True:
+        start = time.perf_counter()
+        for step, (inputs, labels) in enumerate(batches):
+            if step == steps:
+                break
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+        seconds += time.perf_counter() - start
+        with torch.no_grad():
+            right = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in test_batches)
+        yield seconds, 100 * right / len(test)
+
+
+def bare_convnet(data: MNISTDataModule, epochs: int = 1) -> float:
+    """Seconds of a plain loop over the same batches with the same model, and the same validation after each epoch."""
+    model = ConvNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train, val = data.train_dataloader(), data.val_dataloader()
+    start = time.perf_counter()
+    for _ in range(epochs):
+        for images, labels in train:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+        with torch.inference_mode():
+            sum(_right(model, images, labels) for images, labels in val)
+    return time.perf_counter() - start
+
+
+def _right(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    return int((model(images).argmax(1) == labels).sum())

@@ -1,0 +1,292 @@
+"""How fast: the project beside the tutorial's loops and a bare loop, as ratios from runs in turn on one machine.
+
+    python -m benchmarks.speed --weights resnet18.pth --data_dir data
+    python -m benchmarks.speed --weights resnet18.pth --data_dir data --parts convnet startup
+    python -m benchmarks.speed --weights resnet18.pth --data_dir data --quick
+
+Prints Markdown; --plot FILE.png draws how the cost of a frozen ResNet18 grows (needs matplotlib). --quick shows in two
+minutes that everything runs; its figures mean nothing.
+"""
+
+import argparse
+import contextlib
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.loops import bare_convnet, tutorial_convnet, tutorial_resnet18
+from benchmarks.report import gflops, machine, spread, table
+from mnist_lightning.cli import CLI
+from mnist_lightning.console import hush
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.features import cache_folder, extract
+from mnist_lightning.resnet import ResNet18
+from mnist_lightning.sources import Digits, Split
+
+
+class FirstImages(MNISTDataModule):
+    """MNIST cut to its first images, for measurements that would take long on all of them.
+
+    Args:
+        images: how many training images; the test set is cut to as many.
+    """
+
+    def __init__(self, images: PositiveInt = 10000, data_dir: str = "data") -> None:  # type: ignore[valid-type]
+        super().__init__(source="mnist", data_dir=data_dir)
+        self.images = images
+
+    def _load(self) -> Digits:
+        whole = super()._load()
+        return Digits(*(Split(part.images[: self.images], part.labels[: self.images]) for part in whole))
+
+
+class Stopwatch(Callback):
+    """Seconds from the fit's set-up, the feature pass included, to the end of its last epoch."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self.start = time.perf_counter()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+
+class FirstStep(Callback):
+    """Prints the time of day at the first training step."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        print(f"first step at {time.time()}", flush=True)
+
+
+def fit(*args: str) -> float:
+    """Seconds of one `fit` as shipped, progress bar included, without its final test."""
+    watch = Stopwatch()
+
+    class Timed(CLI):
+        def before_fit(self) -> None:
+            super().before_fit()
+            self.trainer.callbacks.insert(0, watch)
+
+        def after_fit(self) -> None:
+            pass
+
+    with tempfile.TemporaryDirectory() as root, open(os.devnull, "w") as null:
+        with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+            Timed(["fit", "--trainer.default_root_dir", root, "--trainer.enable_progress_bar", "true", *args])
+    return watch.seconds
+
+
+def convnet(options: argparse.Namespace) -> None:
+    """One epoch of the default recipe, three ways in turn, and the peak memory of two of them."""
+    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
+    data.setup("fit")
+    limit = ["--trainer.limit_train_batches", "20"] if options.quick else []
+    tutorial = tutorial_convnet(options.writable, 20 if options.quick else None)
+    seconds: dict[str, list[float]] = {"tutorial": [], "bare": [], "lightning": []}
+    before = 0.0
+    for _ in range(options.rounds):
+        after, _ = next(tutorial)
+        seconds["tutorial"].append(after - before)
+        before = after
+        seconds["bare"].append(bare_convnet(data))
+        seconds["lightning"].append(
+            fit("--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1", *limit)
+        )
+    names = {"tutorial": "the tutorial's loop", "bare": "a bare loop over in-memory batches", "lightning": "`fit`"}
+    rows = []
+    for name, label in names.items():
+        to_bare = [a / b for a, b in zip(seconds[name], seconds["bare"], strict=True)]
+        to_tutorial = [a / b for a, b in zip(seconds[name], seconds["tutorial"], strict=True)]
+        rows.append([label, spread(seconds[name], " s", 1), spread(to_bare), spread(to_tutorial)])
+    print("### One epoch of ConvNet\n")
+    print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the tutorial's"], rows))
+    common = f"'--data.source', 'mnist', '--data.data_dir', {options.data_dir!r}"
+    programs = {
+        "bare": f"d = MNISTDataModule(source='mnist', data_dir={options.data_dir!r}); d.setup('fit'); bare_convnet(d)",
+        "lightning": f"fit({common}, '--trainer.max_epochs', '1')",
+    }
+    peak = {name: peak_memory(program) for name, program in programs.items()}
+    ratio = peak["lightning"] / peak["bare"]
+    print(
+        f"\nPeak memory: bare loop {peak['bare']:.0f} MB, `fit` {peak['lightning']:.0f} MB: ratio {ratio:.2f}, n = 1.\n"
+    )
+
+
+def peak_memory(program: str) -> float:
+    """Peak resident memory, in MB, of a fresh process that runs `program` with this module's names."""
+    code = f"from benchmarks.speed import *\nsys.argv[1:] = []\n{program}\nprint('peak', own_peak())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def own_peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def startup(options: argparse.Namespace) -> None:
+    """From the command to its answer, whole processes in turn."""
+    project = [sys.executable, "-m", "mnist_lightning"]
+    data = ["--data.source", "mnist", "--data.data_dir", options.data_dir]
+    commands = {
+        "`python -c 'import torch'`": [sys.executable, "-c", "import torch"],
+        "`python -c 'import lightning.pytorch.cli'`": [sys.executable, "-c", "import lightning.pytorch.cli"],
+        "`fitt` (misspelt command)": [*project, "fitt"],
+        "`--help`": [*project, "--help"],
+        "`fit --help`": [*project, "fit", "--help"],
+        "`fit --data.batch_sise 1` (misspelt option)": [*project, "fit", "--data.batch_sise", "1"],
+        "`fit`, to its first training step": [
+            *[*project, "fit", *data, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"],
+            *["--trainer.callbacks+=benchmarks.speed.FirstStep"],
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    here = str(Path(__file__).parents[1])
+    with tempfile.TemporaryDirectory() as root:
+        for _ in range(1 if options.quick else options.rounds + 2):
+            for name, command in commands.items():
+                start, clock = time.perf_counter(), time.time()
+                env = {**os.environ, "PYTHONPATH": here}
+                done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
+                took = time.perf_counter() - start
+                if "first step at" in done.stdout:
+                    took = float(done.stdout.split("first step at")[1].split()[0]) - clock
+                seconds[name].append(took)
+    base = seconds["`python -c 'import lightning.pytorch.cli'`"]
+    rows = [
+        [name, spread(values, " s"), spread([a / b for a, b in zip(values, base, strict=True)])]
+        for name, values in seconds.items()
+    ]
+    print("### Start-up\n")
+    print(table(["command", "seconds", "ratio to importing LightningCLI"], rows) + "\n")
+
+
+def backbone(options: argparse.Namespace) -> None:
+    """The feature pass against the machine's matrix-multiply rate, measured just before and after each."""
+    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
+    data.setup("fit")
+    rows = []
+    for size in (28, 64) if options.quick else (28, 64, 112, 224):
+        model = ResNet18(weights=options.weights, image_size=size)
+        model.load_pretrained()
+        with FlopCounterMode(display=False) as counter:
+            model.features(data.digits.train.images[:1])
+        flops = counter.get_total_flops()
+        count = 256 if options.quick else max(256, int(6000 * (28 / size) ** 2))
+        images = data.digits.train.images[:count]
+        extract(model, images[:64])
+        rates, shares = [], []
+        for _ in range(options.rounds):
+            peak = gflops()
+            start = time.perf_counter()
+            extract(model, images)
+            rates.append(count / (time.perf_counter() - start))
+            shares.append(100 * rates[-1] * flops / 1e9 / statistics.mean([peak, gflops()]))
+        done = f"{statistics.median(rates) * flops / 1e9:.0f}"
+        rows.append([str(size), f"{flops / 1e9:.3f}", spread(rates, "", 0), done, spread(shares, " %", 0)])
+    print("### The frozen backbone's pass\n")
+    header = ["image size", "GFLOP an image", "images a second", "GFLOP/s", "of the matrix-multiply rate"]
+    print(table(header, rows) + "\n")
+
+
+def resnet18(options: argparse.Namespace) -> None:
+    """Five epochs of the frozen ResNet18: the tutorial's loop, a first and a second `fit`."""
+    rows = []
+    for size, images in ((28, 300),) if options.quick else ((28, 10000), (64, 10000), (28, 60000)):
+        times: dict[str, list[float]] = {"tutorial": [], "first": [], "second": []}
+        for _ in range(1 if images == 60000 else min(options.rounds, 2)):
+            loop = tutorial_resnet18(options.writable, options.weights, size, images)
+            times["tutorial"].append([next(loop)[0] for _ in range(5)][-1])
+            shutil.rmtree(cache_folder(), ignore_errors=True)
+            for name in ("first", "second"):
+                times[name].append(fit(*frozen(options, size, images, 5)))
+        for name in ("first", "second"):
+            ratios = [a / b for a, b in zip(times["tutorial"], times[name], strict=True)]
+            label = f"{name} `fit`"
+            seconds = [spread(times[key], " s", 1) for key in ("tutorial", name)]
+            rows.append([str(size), f"{images:,}", label, *seconds, spread(ratios, "×", 1)])
+    print("### Five epochs of a frozen ResNet18\n")
+    print(table(["image size", "images", "", "the tutorial's loop", "`fit`", "faster by"], rows) + "\n")
+
+
+def frozen(options: argparse.Namespace, size: int, images: int, epochs: int) -> list[str]:
+    return [
+        *["--model", "ResNet18", "--model.weights", options.weights, "--model.image_size", str(size)],
+        *["--data", "benchmarks.speed.FirstImages", "--data.images", str(images), "--data.data_dir", options.data_dir],
+        *["--trainer.max_epochs", str(epochs)],
+    ]
+
+
+def growth(options: argparse.Namespace) -> None:
+    """How the cost of a frozen ResNet18 grows with image size, images and epochs: first fit, second fit, tutorial."""
+    few = 200 if options.quick else 2000
+    axes: dict[str, list[tuple[int, int, int]]] = {
+        "image size": [(size, few, 5) for size in ((28,) if options.quick else (28, 64, 112, 224))],
+        "images": [(28, count, 5) for count in ((few,) if options.quick else (10000, 20000, 40000, 60000))],
+        "epochs": [(28, 5 * few, epochs) for epochs in ((1,) if options.quick else (1, 5, 20, 50))],
+    }
+    points: dict[str, list[list[float]]] = {}
+    rows = []
+    for axis, settings in axes.items():
+        points[axis] = []
+        for size, images, epochs in settings:
+            shutil.rmtree(cache_folder(), ignore_errors=True)
+            first, second = (fit(*frozen(options, size, images, epochs)) for _ in range(2))
+            value = {"image size": size, "images": images, "epochs": epochs}[axis]
+            points[axis].append([value, first, second])
+            rows.append([axis, str(size), f"{images:,}", str(epochs), f"{first:.1f} s", f"{second:.1f} s"])
+    print("### How the cost of a frozen ResNet18 grows\n")
+    print(table(["varied", "image size", "images", "epochs", "first `fit`", "second `fit`"], rows) + "\n")
+    if options.plot:
+        plot(points, options.plot)
+
+
+def plot(points: dict[str, list[list[float]]], path: str) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(points), figsize=(11, 3.2), layout="constrained", squeeze=False)
+    for panel, (axis, values) in zip(panels[0], points.items(), strict=True):
+        for column, label in ((1, "first fit"), (2, "second fit")):
+            panel.plot([row[0] for row in values], [row[column] for row in values], "o-", label=label)
+        panel.set(xlabel=axis, ylabel="seconds", yscale="log")
+        panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parts = {part.__name__: part for part in (convnet, startup, backbone, resnet18, growth)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="data", help="holds MNIST/raw")
+    parser.add_argument("--weights", required=True, help="ResNet18's state dict in torchvision's names")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--rounds", type=int, default=3, help="n of each comparison")
+    parser.add_argument("--plot", metavar="FILE.png")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    sys.argv[1:] = []
+    hush()
+    torch.manual_seed(0)
+    options.rounds = 1 if options.quick else options.rounds
+    options.data_dir, options.weights = (str(Path(path).resolve()) for path in (options.data_dir, options.weights))
+    print(f"{machine()}; {gflops():.0f} GFLOP/s in a matrix multiply\n")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # a cache of one's own: the first fit must be a first one
+        shutil.copytree(f"{options.data_dir}/MNIST/raw", f"{folder}/MNIST/raw")  # where torchvision may unpack
+        options.writable = folder
+        for name in options.parts:
+            parts[name](options)
+
+
+if __name__ == "__main__":
+    main()
