@@ -63,10 +63,13 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        shown = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if (shown or not loss.is_cuda) and not loss.isfinite():  # on a GPU the look would wait for it at every step
+            raise not_finite(f"a training loss of {float(loss)}", self.trainer.global_step)
         self._metric("train_acc").update(logits.detach(), labels)
         # self.log does its bookkeeping at each call, and the Trainer takes up a step's values only every
         # log_every_n_steps: for a linear head on kept features the calls between would be a third of the step.
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if shown:
             self.log("train/loss", loss)
         if self.trainer.is_last_batch:
             self.log("train/acc", self._metric("train_acc"), on_step=False, on_epoch=True)
@@ -100,6 +103,10 @@ class DigitClassifier(LightningModule):
             config["monitor"] = schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
+            raise not_finite("weights that aren't", self.trainer.global_step)  # the last good checkpoint stays
+
     def _total_steps(self) -> int:
         """Optimizer steps of the whole fit.
 
@@ -124,3 +131,8 @@ class DigitClassifier(LightningModule):
 
     def _metric(self, name: str) -> Metric:
         return cast(Metric, self.metrics[name])
+
+
+def not_finite(got: str, step: int) -> UserError:
+    remedy = "try a smaller --model.optimizer.lr, or --trainer.gradient_clip_val 1; the last good checkpoint is kept."
+    return UserError("finite numbers in training", f"{got} at step {step}", remedy)

@@ -4,7 +4,10 @@ import argparse
 import importlib
 import inspect
 import json
+import signal
 import sys
+import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
 from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.files import write_whole
+from mnist_lightning.interruption import Interruption
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path
@@ -40,6 +44,9 @@ TRAINER_DEFAULTS = {
 def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
     hush()
+    main_thread = threading.current_thread() is threading.main_thread()
+    # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
+    before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
     try:
         CLI(args)
     except UserError as error:
@@ -49,6 +56,9 @@ def run(args: list[str] | None = None) -> int:
         return report(UserError("to read and write the run's files", got, "choose another place, or mend it."))
     except MisconfigurationException as error:
         return report(UserError("settings that fit together", str(error).splitlines()[0], LOOK_UP))
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
     return 0
 
 
@@ -109,6 +119,8 @@ class CLI(LightningCLI):
                 "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
                 "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
             }
+            if ahead.subcommand == "fit":
+                saved |= _settings_of_run(run_of(path), self.checkpoint, saved["data"]["class_path"])
         elif ahead.model:
             # Not left to the parser: going from the default model to this one, jsonargparse keeps the first one's
             # arguments where the names are the same, ConvNet's learning rate for ResNet18.
@@ -183,7 +195,11 @@ class CLI(LightningCLI):
         if settings["enable_model_summary"] is not False:
             callbacks.append(ParameterCount())
         if self.fitting and settings["enable_checkpointing"] is not False:
-            callbacks.append(self.model_checkpoint)
+            # The second saves `last` once a minute, so that a kill loses no more than that.
+            minutely = ModelCheckpoint(
+                filename="last", train_time_interval=timedelta(minutes=1), enable_version_counter=False
+            )
+            callbacks += [self.model_checkpoint, minutely]
         if self.fitting and settings["logger"] is not False:
             callbacks.append(LearningRateMonitor())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
@@ -222,7 +238,11 @@ class CLI(LightningCLI):
                 file.write(self._parser("fit").dump(settings, skip_none=False).encode())
         else:
             self.run_folder = root  # the first process's folder counts: Lightning broadcasts it
-        self.model_checkpoint.dirpath = str(self.run_folder / "checkpoints")
+        folder = self.run_folder / "checkpoints"
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder)
+        self.trainer.callbacks.insert(0, Interruption(folder / "last.ckpt"))  # type: ignore[attr-defined]
         self._log_into(self.run_folder)
 
     def after_fit(self) -> None:
@@ -230,7 +250,7 @@ class CLI(LightningCLI):
         if not self.fitting:
             print("fast_dev_run: no checkpoint, no test.")
             return
-        best = "best" if self.model_checkpoint.best_model_path else None  # none: test the model as it is now
+        best = self.model_checkpoint.best_model_path or None  # none was saved: test the model as it is now
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         self.after_test()
         if self.trainer.is_global_zero:
@@ -338,8 +358,20 @@ def _as_config(hyperparameters: dict[str, Any], class_path: str) -> dict[str, An
     return {"class_path": hyperparameters.get("_class_path", class_path), "init_args": init_args}
 
 
+def _settings_of_run(run: Path, checkpoint: dict[str, Any], data_class: str) -> dict[str, Any]:
+    """The seed and the Trainer's settings that a resumed run goes on with."""
+    config = run / "config.yaml"
+    trainer = yaml.safe_load(config.read_text())["trainer"] if config.is_file() else {}
+    settings = {f"trainer.{name}": value for name, value in trainer.items() if name != "default_root_dir"}
+    state = checkpoint.get(data_class.rpartition(".")[2], {})
+    return settings | ({"seed_everything": state["seed"]} if "seed" in state else {})
+
+
 def _refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> None:
     """Refuses typed values that the checkpoint's content would silently beat."""
+    if resuming and settings.seed_everything != saved.get("seed_everything", settings.seed_everything):
+        got = str(settings.seed_everything)
+        raise UserError(f"--seed_everything as in the run: {saved['seed_everything']}", got, "leave it out.")
     for key in ("model", "data"):
         now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
         if key == "model" and now["class_path"] != then["class_path"]:

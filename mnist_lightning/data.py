@@ -4,10 +4,11 @@ B = batch size. A batch is (images, labels): uint8 (B, 1, 28, 28), 0 = paper, 25
 resizing are the model's: the pixels that a model was trained on and those it is asked about can't disagree.
 """
 
+import itertools
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse.typing import PositiveInt, restricted_number_type
@@ -69,6 +70,7 @@ class MNISTDataModule(LightningDataModule):
         self._load()
 
     def setup(self, stage: str) -> None:
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by seed_everything; a resumed run brings its own
         self.digits = self._load()
         if self.trainer is not None and self.trainer.world_size > 1:
             chosen = self.trainer.strategy.broadcast(self.source)
@@ -96,12 +98,18 @@ class MNISTDataModule(LightningDataModule):
                 self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
 
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.seed = state_dict["seed"]
+
     def train_dataloader(self) -> DataLoader:
-        # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several. The
-        # seed is read as Lightning does for the sampler that it would put in here.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler: DistributedSampler = DistributedSampler(Part(self, "train"), *self._share(), shuffle=True, seed=seed)
-        return loader(sampler, self.batch_size)
+        # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several.
+        part = Part(self, "train")
+        sampler: DistributedSampler = DistributedSampler(part, *self._share(), shuffle=True, seed=self.seed)
+        collate: Any = finished
+        return ResumableLoader(part, batch_size=self.batch_size, sampler=sampler, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         return self._eval_dataloader("val") if len(self.indices["val"]) else []
@@ -114,7 +122,9 @@ class MNISTDataModule(LightningDataModule):
 
     def _eval_dataloader(self, name: str) -> DataLoader:
         # Lightning's default sampler repeats images to make the processes' shares equal; this one is exact.
-        return loader(UnrepeatedDistributedSampler(Part(self, name), *self._share(), shuffle=False), EVAL_BATCH)
+        part, collate = Part(self, name), cast(Any, finished)
+        sampler = UnrepeatedDistributedSampler(part, *self._share(), shuffle=False)
+        return DataLoader(part, batch_size=EVAL_BATCH, sampler=sampler, collate_fn=collate)
 
     def _share(self) -> tuple[int, int]:
         """How many processes there are, and which one this is."""
@@ -138,9 +148,30 @@ class Part(Dataset[Batch]):
         return split.images[index], split.labels[index]
 
 
-def loader(sampler: DistributedSampler, batch_size: int) -> DataLoader:
-    collate: Any = finished
-    return DataLoader(sampler.dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+class ResumableLoader(DataLoader):
+    """A DataLoader whose place in the epoch is part of the checkpoint: a killed run goes on with the next batch.
+
+    Lightning saves the state of a training loader that has these two methods. On resume it calls `load_state_dict`,
+    `iter()` and the sampler's `set_epoch`, in that order, and it never exhausts the iterator of an epoch.
+    """
+
+    yielded = 0  # batches of this epoch
+    saved: dict[str, int] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "yielded": self.yielded}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.saved = state
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator: this runs at the first batch, when the sampler already knows its epoch.
+        saved, self.saved = self.saved, None
+        same_epoch = saved is not None and saved["epoch"] == self.sampler.epoch  # type: ignore[attr-defined]
+        self.yielded = saved["yielded"] if saved and same_epoch else 0
+        for batch in itertools.islice(super().__iter__(), self.yielded, None):
+            self.yielded += 1
+            yield batch
 
 
 def finished(batch: Batch) -> Batch:
