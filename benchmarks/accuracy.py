@@ -7,6 +7,7 @@ Prints a Markdown table. Options that follow `--` go to `fit`.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -48,7 +49,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for seed in range(1 if args.quick else args.seeds):
             where = ["--seed_everything", str(seed), "--trainer.default_root_dir", root]
-            accuracy, seconds = fit(["--config", args.config, *where, *options])
+            with contextlib.redirect_stdout(sys.stderr):
+                accuracy, seconds = fit(["--config", args.config, *where, *options])
             accuracies.append(accuracy)
             rows.append([str(seed), f"{accuracy:.2f}", f"{seconds:.1f}"])
             print(f"seed {seed}: {accuracy:.2f} %, {seconds:.1f} s", file=sys.stderr, flush=True)

@@ -4,11 +4,12 @@
 `bare_convnet`: a plain loop over the project's own in-memory batches and model: what Lightning may cost on top.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, models, transforms
 
@@ -72,22 +73,18 @@ def _tutorial(
         yield seconds, 100 * right / len(test)
 
 
-def bare_convnet(data: MNISTDataModule, epochs: int = 1) -> float:
-    """Seconds of a plain loop over the same batches with the same model, and the same validation after each epoch."""
+def bare_convnet(data: MNISTDataModule, steps: int | None = None) -> float:
+    """Seconds of one epoch (or `steps` batches) of a plain loop over the same batches with the same model, then the same
+    validation."""
     model = ConvNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     train, val = data.train_dataloader(), data.val_dataloader()
     start = time.perf_counter()
-    for _ in range(epochs):
-        for images, labels in train:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step()
-        with torch.inference_mode():
-            sum(_right(model, images, labels) for images, labels in val)
+    for images, labels in itertools.islice(train, steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+    with torch.inference_mode():
+        sum(int((model(images).argmax(1) == labels).sum()) for images, labels in val)
     return time.perf_counter() - start
-
-
-def _right(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    return int((model(images).argmax(1) == labels).sum())

@@ -26,10 +26,17 @@ DIGITS = "the 360 test images of scikit-learn's digits, not MNIST"
 SHORT = ("--data.source", "digits", "--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2")
 
 
+def enter(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+
+
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+def in_an_empty_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(tmp_path, tmp_path_factory.mktemp("cache"), monkeypatch)
 
 
 def command(*args: object) -> str:
@@ -71,10 +78,11 @@ class Fit(NamedTuple):
     out: str
 
 
-def fit(root: Path, *args: object) -> Fit:
+def fit(folder: Path, *args: object) -> Fit:
+    root = folder / "root"
+    root.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(sys, "argv", ["mnist_lightning"])
+        enter(root, folder / "cache", patch)
         return Fit(root, command("fit", *args))
 
 
@@ -87,14 +95,13 @@ def convnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 @pytest.fixture(scope="module")
 def resnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     """A fit of ResNet18 with its own number of epochs. Its file of weights is gone afterwards."""
-    root = tmp_path_factory.mktemp("resnet")
+    folder = tmp_path_factory.mktemp("resnet")
+    weights = folder / "weights.pth"
     torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), root / "weights.pth")
-    settings = ("--model.weights", root / "weights.pth", "--model.image_size", 28, "--data.val_size", 500)
-    try:
-        return fit(root, "--model", "ResNet18", *settings, *SHORT)
-    finally:
-        (root / "weights.pth").unlink()
+    torch.save(resnet18().state_dict(), weights)
+    fitted = fit(folder, "--model", "ResNet18", "--model.weights", weights, "--model.image_size", 28, *SHORT)
+    weights.unlink()
+    return fitted
 
 
 @pytest.fixture
@@ -159,7 +166,7 @@ def test_config_of_a_run_repeats_it(convnet: Path, convnet_fit: Fit) -> None:
 def test_run_on_mnist_is_called_by_its_model_alone(mnist_dir: str) -> None:
     limits = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2)
     out = command("fit", "--data.source", "mnist", "--data.data_dir", mnist_dir, *limits)
-    assert re.search(r"Test accuracy  \S+ % on MNIST's 200 test images\nRun            lightning_logs/ConvNet/version_0", out)
+    assert re.search(r"Test accuracy  \S+ % on MNIST's 200 test images\nRun +lightning_logs/ConvNet/version_0\n", out)
     assert "digits" not in out and "WARNING" not in out
 
 
@@ -208,6 +215,11 @@ def test_fit_without_checkpoints_tests_the_model_as_it_is() -> None:
     assert not Path("lightning_logs/ConvNet-digits/version_0/checkpoints").exists()
 
 
+def test_fit_without_logging_still_trains() -> None:
+    # BUG at the time of writing: ZeroDivisionError, of a number of steps that is 0 by choice.
+    assert "Test accuracy" in command("fit", *SHORT, "--trainer.max_epochs", 1, "--trainer.log_every_n_steps", 0)
+
+
 def test_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
     out = command("fit", "--data.source", "digits", "--trainer.fast_dev_run", "true")
     assert out.endswith("fast_dev_run: no checkpoint, no test.\n")
@@ -230,13 +242,10 @@ def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> dict[st
     return yaml.safe_load(capsys.readouterr().out)
 
 
-RESNET = "mnist_lightning.resnet.ResNet18"
-
-
 @pytest.mark.parametrize("args", [
     ["--model", "ResNet18"],
     ["--model=ResNet18"],
-    ["--model", RESNET],
+    ["--model", "mnist_lightning.resnet.ResNet18"],
     ["--model.class_path", "ResNet18"],  # BUG at the time of writing: ConvNet's 0.01
     ["--config", "short.yaml"],
     ["--config", "long.yaml"],
@@ -248,7 +257,7 @@ def test_resnet18_has_its_own_learning_rate(args: list[str], capsys: pytest.Capt
     Path("short.yaml").write_text("model: ResNet18\n")
     Path("long.yaml").write_text("model:\n  class_path: ResNet18\n  init_args:\n    image_size: 64\n")
     model = printed_config(capsys, "fit", *args, "--print_config")["model"]
-    assert model["class_path"] == RESNET
+    assert model["class_path"].endswith(".ResNet18")
     assert model["init_args"]["optimizer"]["init_args"]["lr"] == 0.001
 
 
@@ -296,6 +305,7 @@ def test_optimizer_by_class_name_has_its_own_defaults(capsys: pytest.CaptureFixt
     ("", 6, 6),
     ("--trainer.accumulate_grad_batches 2", 4, 4),  # the third batch of an epoch makes a step of its own
     ("--trainer.max_steps 5", 5, 5),
+    ("--trainer.max_steps 50", 6, 6),  # BUG at the time of writing: 50, though the epochs end before
     ("--trainer.limit_train_batches 0.1", 4, 4),  # of 21 batches
     ("--model.scheduler.total_steps 9", 6, 9),
     ("--model.scheduler.epochs 2 --model.scheduler.steps_per_epoch 4", 6, 8),
@@ -320,8 +330,10 @@ def test_reduce_on_plateau_watches_what_it_is_told() -> None:
     # BUG at the time of writing: refused, "expected --model.scheduler to be valid".
     schedule = ("--model.scheduler", "ReduceLROnPlateau", "--model.scheduler.monitor", "val/loss")
     command("fit", *SHORT, "--trainer.max_epochs", 2, *schedule)
-    state = loaded(Path("lightning_logs/ConvNet-digits/version_0/checkpoints/last.ckpt"))["lr_schedulers"][0]
-    assert state["last_epoch"] == 2
+    run_folder = Path("lightning_logs/ConvNet-digits/version_0")
+    (state,) = loaded(run_folder / "checkpoints" / "last.ckpt")["lr_schedulers"]
+    losses = [point.value for point in events(run_folder).Scalars("val/loss")]
+    assert state["best"] in [pytest.approx(min(losses[:1])), pytest.approx(min(losses))]
 
 
 def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +405,9 @@ def test_backbone_in_a_checkpoint_is_the_one_of_its_weights(resnet: Path) -> Non
     assert all(torch.equal(value, expected[name]) for name, value in backbone.items())
 
 
-def test_test_needs_mnist_where_fit_needed_it(mnist_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_test_needs_mnist_where_fit_needed_it(
+    mnist_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     limits = ("--trainer.max_epochs", 1, "--trainer.limit_train_batches", 2)
     fitted = command("fit", "--data.source", "mnist", "--data.data_dir", "data", *limits)
     assert accuracy(command("test", "--ckpt_path", "best")) == accuracy(fitted)
@@ -411,6 +425,18 @@ def test_results_go_into_the_run_of_the_checkpoint(name: str, convnet: Path, tmp
     assert new and all(Path(path).parent == convnet for path in new)
     assert str(convnet) in out
     assert before <= set(files(tmp_path))
+
+
+@pytest.mark.parametrize(("args", "images"), [
+    ("validate --data.val_size 0", "validation images"),
+    ("validate --trainer.limit_val_batches 0", "validation images"),
+    ("test --trainer.limit_test_batches 0", "test images"),
+])  # fmt: skip
+def test_accuracy_on_no_images_is_refused(
+    args: str, images: str, convnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # BUG at the time of writing: KeyError.
+    assert re.search(f"expected .*{images}.* got none", refused(capsys, *args.split(), "--ckpt_path", "best"))
 
 
 @pytest.mark.parametrize("name", ["test", "predict"])
@@ -431,7 +457,8 @@ def test_last_is_the_newest_runs(convnet: Path) -> None:
 
 
 def test_model_beside_best_picks_the_newest_run_of_that_model(convnet: Path, resnet: Path) -> None:
-    assert "Run            lightning_logs/ConvNet-digits" in command("test", "--ckpt_path", "best", "--model", "ConvNet")
+    out = command("test", "--ckpt_path", "best", "--model", "ConvNet")
+    assert "Run            lightning_logs/ConvNet-digits" in out
 
 
 def test_default_root_dir_beside_best_is_where_it_looks(convnet: Path, tmp_path: Path) -> None:
@@ -497,12 +524,6 @@ def test_part_of_the_test_images_is_called_a_part(convnet: Path) -> None:
 def test_one_batch_is_called_a_part(convnet: Path) -> None:
     # BUG at the time of writing: one batch, the int 1, passes for 1.0, all of them.
     assert f"on a part of {DIGITS}" in command("test", "--ckpt_path", "best", "--trainer.fast_dev_run", "true")
-
-
-def test_one_batch_is_one_batch(convnet: Path) -> None:
-    # BUG at the time of writing: jsonargparse makes 1 the float 1.0, which Lightning takes for all batches.
-    # (Of two like Unions, Python's typing keeps the one that was written first: here Union[float, int].)
-    assert built("test", "--ckpt_path", "best", "--trainer.limit_test_batches", 1).trainer.num_test_batches == [1]
 
 
 # ---- predict
@@ -599,6 +620,11 @@ def test_tensorboard_gets_the_numbers_that_were_printed(convnet: Path, convnet_f
     assert 0.0 not in [point.value for tag in measured for point in recorded.Scalars(tag)]
 
 
+def test_printed_training_accuracy_is_that_epochs(convnet: Path, convnet_fit: Fit) -> None:
+    printed = re.findall(r"epoch \d+/2 .*train/acc (\S+)", convnet_fit.out)
+    assert [f"{point.value:.4f}" for point in events(convnet).Scalars("train/acc")] == printed
+
+
 def test_tensorboard_joins_hyperparameters_to_val_and_test_accuracy(convnet: Path) -> None:
     contents = events(convnet).PluginTagToContent("hparams")
     data = {tag: HParamsPluginData.FromString(content) for tag, content in contents.items()}
@@ -630,5 +656,6 @@ def test_error_in_a_process_is_exit_code_2_and_three_lines() -> None:
     # BUG at the time of writing: "Seed set to 0" and "GPU available: False, used: False" come before.
     ended = in_a_process("fit", "--data.source", "digits", "--model", "ResNet18", "--model.weights", "nowhere.pth")
     assert ended.returncode == 2
-    assert re.fullmatch(r"error: expected .*\n +got no such file: nowhere\.pth\n +give --model\.weights .*\n", ended.stderr)
+    lines = r"error: expected .*\n +got no such file: nowhere\.pth\n +give --model\.weights .*\n"
+    assert re.fullmatch(lines, ended.stderr)
     assert ended.stdout == ""

@@ -1,0 +1,119 @@
+"""What tests/test_reliability.py runs in child processes: a command, a fault that strikes in it, an awkward data set."""
+
+import errno
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.sources import Digits, Split
+
+
+def command(folder: Path, output: Path, environment: dict[str, str], args: list[str]) -> None:
+    """`python -m mnist_lightning ARGS` in `folder`; what it prints goes to a file."""
+    from mnist_lightning.__main__ import main
+
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.argv = ["mnist_lightning", *args]
+    main()
+
+
+class Fault(Callback):
+    """Strikes once, as the environment's FAULT says: "WHERE COUNT ACTION", for one process of several "... RANK".
+
+    WHERE is a hook of Callback, or `save`, `fsync` or `replace`: in the middle of a checkpoint's bytes, before they reach
+    the disk, before they get their name. COUNT 3 is the third time that this comes. ACTION is one of the methods below,
+    or signals to send to this process: SIGKILL, SIGINT+SIGINT. Without FAULT nothing happens, so that a resumed run,
+    which takes its callbacks from the run's config.yaml, is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.model: LightningModule | None = None
+        if "FAULT" not in os.environ:
+            return
+        where, count, self.action, *rank = os.environ["FAULT"].split()
+        self.countdown = int(count)
+        if rank and rank[0] != os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")):
+            return
+        if where == "save":
+            save = torch.save
+
+            def half(content: Any, file: Any) -> None:
+                save(content, file)
+                if self.countdown == 1:
+                    file.truncate(file.tell() // 2)
+                    file.flush()
+                self.strike()
+
+            torch.save = half
+        elif where in ("fsync", "replace"):
+            original = getattr(os, where)
+
+            def late(*args: Any) -> None:
+                self.strike()
+                original(*args)
+
+            setattr(os, where, late)
+        else:
+            setattr(self, where, self.strike)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.model = pl_module
+        self.folder = Path(trainer.checkpoint_callbacks[0].dirpath)  # type: ignore[attr-defined]
+
+    def strike(self, *_: Any) -> None:
+        self.countdown -= 1
+        if self.countdown == 0:
+            if self.action.startswith("SIG"):
+                for name in self.action.split("+"):
+                    os.kill(os.getpid(), signal.Signals[name])
+            else:
+                getattr(self, self.action)()
+
+    def fail(self) -> None:
+        raise RuntimeError("the fault of this test")
+
+    def full(self) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def limit(self) -> None:
+        """From now on no file grows beyond 200,000 bytes: to the writer, a disk that fills."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    def lock(self) -> None:
+        """From now on the folder of checkpoints is read-only; root, whom that doesn't stop, becomes somebody else."""
+        self.folder.chmod(0o555)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+
+    def poison(self) -> None:
+        assert self.model is not None
+        next(self.model.parameters()).data.fill_(float("nan"))
+
+
+class Metrics(Callback):
+    """Writes each metric to the last bit to the file METRICS."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            lines = [f"{name} {float(value).hex()}\n" for name, value in sorted(trainer.callback_metrics.items())]
+            Path(os.environ["METRICS"]).write_text("".join(lines))
+
+
+class PrimeDigits(MNISTDataModule):
+    """scikit-learn's digits with 359 test images: a prime, so that no number of processes shares them evenly."""
+
+    def _load(self) -> Digits:
+        digits = super()._load()
+        return digits._replace(test=Split(digits.test.images[:359], digits.test.labels[:359]))
