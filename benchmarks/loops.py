@@ -74,8 +74,7 @@ def _tutorial(
 
 
 def bare_convnet(data: MNISTDataModule, steps: int | None = None) -> float:
-    """Seconds of one epoch (or `steps` batches) of a plain loop over the same batches with the same model, then the same
-    validation."""
+    """Seconds of one epoch (or `steps` batches) of a plain loop over the same batches and model, and its validation."""
     model = ConvNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     train, val = data.train_dataloader(), data.val_dataloader()

@@ -1,10 +1,14 @@
 """Checkpoint files: written whole or not at all, read without running anything in them."""
 
+import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mnist_lightning.errors import UserError
@@ -15,11 +19,26 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Lightning's own goes by the temp folder, moves without fsync, and swallows a PermissionError."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch.save's zip writer would turn a full disk's OSError into a RuntimeError
+        torch.save(checkpoint, buffer)
         with write_whole(path) as file:
-            torch.save(checkpoint, file)
+            file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return read_checkpoint(Path(path), map_location)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's own forgets the best score when the run was moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {key: here(state_dict[key]) for key in paths}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -30,7 +49,10 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     expected, remedy = "a checkpoint of this project", "give --ckpt_path best, last or another file."
     checkpoint = load_safely(path, expected, remedy, map_location)
-    if not isinstance(checkpoint, dict) or "_class_path" not in checkpoint.get("hyper_parameters", {}):
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    hyperparameters, state = content.get("hyper_parameters"), content.get("state_dict")
+    named = isinstance(hyperparameters, dict) and isinstance(hyperparameters.get("_class_path"), str)
+    if not (named and isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())):
         raise UserError(expected, f"{path}, which is something else", remedy)
     return checkpoint
 
@@ -44,6 +66,10 @@ def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickle protocols, in files that are no pickles
+            if is_zipfile(path):
+                with ZipFile(path) as file:  # torch writes the checksums but reads on over a flipped bit
+                    if file.testzip():
+                        raise ValueError("checksum")
             return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(expected, f"no such file: {path}", remedy) from error

@@ -4,14 +4,17 @@ B = batch size. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float
 """
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import LBFGS
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -45,7 +48,11 @@ class DigitClassifier(LightningModule):
         self.save_hyperparameters()
         # From the command line the hyperparameters are plain data; built in Python they hold functions, which a
         # checkpoint that loads with weights_only=True can't.
-        plain = {name: value for name, value in self.hparams.items() if not callable(value)}
+        plain = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in self.hparams.items()
+            if not callable(value)
+        }
         plain.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
         self.hparams.clear()
         self.save_hyperparameters(plain)
@@ -63,9 +70,10 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        shown = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        shown = every > 0 and (self.trainer.global_step + 1) % every == 0
         if (shown or not loss.is_cuda) and not loss.isfinite():  # on a GPU the look would wait for it at every step
-            raise not_finite(f"a training loss of {float(loss)}", self.trainer.global_step)
+            raise not_finite(f"a training loss of {loss.item()}", self.trainer.global_step)
         self._metric("train_acc").update(logits.detach(), labels)
         # self.log does its bookkeeping at each call, and the Trainer takes up a step's values only every
         # log_every_n_steps: for a linear head on kept features the calls between would be a third of the step.
@@ -90,6 +98,8 @@ class DigitClassifier(LightningModule):
             optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
         except (ValueError, TypeError) as error:
             raise UserError("an optimizer's arguments", str(error), "see that class in torch.optim.") from error
+        if isinstance(optimizer, LBFGS):  # it reads gradients as torch lays them out by default
+            self.to(memory_format=torch.contiguous_format)
         if self.scheduler is None:
             return optimizer
         given = getattr(self.scheduler, "keywords", {})  # from the command line it is a functools.partial
@@ -114,18 +124,21 @@ class DigitClassifier(LightningModule):
         in the epoch is lost (https://github.com/Lightning-AI/pytorch-lightning/issues/20550).
         """
         trainer: Any = self.trainer
-        if trainer.max_steps > 0:
-            return int(trainer.max_steps)
         batches = len(trainer.datamodule.train_dataloader())
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or -1)
+        known = [count for count in (steps, trainer.max_steps) if count > 0]
+        if not known:
+            raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
+        return min(known)
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
         loss, accuracy = self._metric(f"{part}_loss"), self._metric(f"{part}_acc")
-        loss.update(F.cross_entropy(logits, labels), weight=len(labels))  # the last batch is shorter
+        # One loss an image, for the last batch is shorter: with nan_strategy="disable" MeanMetric drops a weight.
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
         accuracy.update(logits, labels)
         self.log_dict({f"{part}/loss": loss, f"{part}/acc": accuracy}, prog_bar=part == "val")
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import json
+import re
 import signal
 import sys
 import threading
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from mnist_lightning.checkpoints import WholeCheckpointIO, read_checkpoint
+from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import Bar, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
@@ -29,7 +30,7 @@ from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path
+from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
@@ -51,6 +52,8 @@ def run(args: list[str] | None = None) -> int:
         CLI(args)
     except UserError as error:
         return report(error)
+    except ValueError as error:  # of the Trainer or torch, for values that only show in use
+        return report(UserError("settings that fit together", str(error).strip().splitlines()[0], LOOK_UP))
     except OSError as error:
         got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return report(UserError("to read and write the run's files", got, "choose another place, or mend it."))
@@ -106,40 +109,50 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
-        ahead = _look_ahead(sys.argv[1:] if args is None else list(args))
+        typed = sys.argv[1:] if args is None else list(args)
+        ahead = _look_ahead(typed)
         self.checkpoint: dict[str, Any] | None = None
         saved: dict[str, Any] = {}
         if ahead.ckpt_path:
             path = Path(ahead.ckpt_path)
             if ahead.ckpt_path in ("best", "last"):
                 model = ahead.model or (ConvNet.__name__ if ahead.subcommand == "fit" else None)
+                model = model and model.rpartition(".")[2]
                 path = newest_checkpoint(Path(ahead.root), ahead.ckpt_path, model)
             self.checkpoint = read_checkpoint(path)
             saved = {
                 "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
-                "data": _as_config(self.checkpoint["datamodule_hyper_parameters"], DEFAULTS["data"]["class_path"]),
+                "data": _as_config(
+                    self.checkpoint.get("datamodule_hyper_parameters", {}), DEFAULTS["data"]["class_path"]
+                ),
             }
             if ahead.subcommand == "fit":
                 saved |= _settings_of_run(run_of(path), self.checkpoint, saved["data"]["class_path"])
-        elif ahead.model:
-            # Not left to the parser: going from the default model to this one, jsonargparse keeps the first one's
-            # arguments where the names are the same, ConvNet's learning rate for ResNet18.
-            saved = {"model": {"class_path": ahead.model}}
+        elif ahead.model or ahead.optimizer:
+            # Not left to the parser: going from the default class to this one, jsonargparse keeps the first one's
+            # arguments where the names are the same: ConvNet's learning rate for ResNet18, SGD's for AdamW.
+            saved = {"model": {"class_path": ahead.model or DEFAULTS["model"]["class_path"]}}
+            if hasattr(torch.optim, str(ahead.optimizer).removeprefix("torch.optim.")):
+                name = f"torch.optim.{ahead.optimizer.removeprefix('torch.optim.')}"
+                saved["model"]["init_args"] = {"optimizer": {"class_path": name}}
         if ahead.subcommand in self._subcommand_parsers:
             try:
                 self._subcommand_parsers[ahead.subcommand].set_defaults(saved)
-            except ValueError as error:  # of a misspelt --model the parser itself will say so
+            except (ValueError, AttributeError, ImportError) as error:  # of a misspelt --model the parser says so
                 if self.checkpoint is not None:
                     got = f"{saved['model']['class_path']} and {saved['data']['class_path']}"
                     raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(_full_names(typed))
         except (ParserError, UnicodeDecodeError) as error:
-            raise explain(str(error), self._options(), _class_names()) from error
+            raise explain(_in_full(str(error), typed), self._options(), _class_names()) from error
         if self.checkpoint is not None:
             settings = self.config[self.config.subcommand]
             settings.ckpt_path = str(path)
             _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
+            if self.config.subcommand == "fit" and not self.checkpoint.get("optimizer_states"):
+                got = f"{path}, which holds the weights alone"
+                raise UserError("a checkpoint to go on from", got, "start a new run, without --ckpt_path.")
 
     def _options(self) -> dict[str, str]:
         """Every option that exists, and the class that it belongs to."""
@@ -162,7 +175,7 @@ class CLI(LightningCLI):
             trainer = settings.trainer
             if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
                 trainer.max_epochs = _class(settings.model.class_path).default_epochs
-        elif settings.ckpt_path is None:
+        elif not settings.ckpt_path:
             raise UserError(
                 f"a checkpoint to {self.subcommand}",
                 "none",
@@ -183,11 +196,10 @@ class CLI(LightningCLI):
         self.fitting = self.subcommand == "fit" and not settings["fast_dev_run"]
         self.own_logger = settings["logger"] in (None, True)
         validates = getattr(self.datamodule, "val_size", 1) > 0
-        self.model_checkpoint = ModelCheckpoint(
+        self.model_checkpoint = RunCheckpoint(
             filename="best",
             monitor="val/acc" if validates else None,  # without validation images the last epoch is kept
             mode="max",
-            save_last=True,
             enable_version_counter=False,
         )
         bar = progress(settings["enable_progress_bar"])
@@ -195,11 +207,13 @@ class CLI(LightningCLI):
         if settings["enable_model_summary"] is not False:
             callbacks.append(ParameterCount())
         if self.fitting and settings["enable_checkpointing"] is not False:
-            # The second saves `last` once a minute, so that a kill loses no more than that.
-            minutely = ModelCheckpoint(
+            # Others save `last`: the first one's save_last=True does so only together with a better best. Once a
+            # minute, too, so that a kill loses no more than that.
+            last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            minutely = RunCheckpoint(
                 filename="last", train_time_interval=timedelta(minutes=1), enable_version_counter=False
             )
-            callbacks += [self.model_checkpoint, minutely]
+            callbacks += [self.model_checkpoint, last, minutely]
         if self.fitting and settings["logger"] is not False:
             callbacks.append(LearningRateMonitor())
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
@@ -234,16 +248,30 @@ class CLI(LightningCLI):
             self.run_folder = run_of(Path(settings.ckpt_path))
         elif self.trainer.is_global_zero:
             self.run_folder = claim(root, name)
-            with write_whole(self.run_folder / "config.yaml") as file:
-                file.write(self._parser("fit").dump(settings, skip_none=False).encode())
+            try:
+                with write_whole(self.run_folder / "config.yaml") as file:
+                    file.write(self._parser("fit").dump(settings, skip_none=False).encode())
+            except OSError:
+                unclaim(self.run_folder)
+                raise
         else:
             self.run_folder = root  # the first process's folder counts: Lightning broadcasts it
-        folder = self.run_folder / "checkpoints"
+        folder = self.run_folder.resolve() / "checkpoints"
         for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            if isinstance(callback, RunCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder)
         self.trainer.callbacks.insert(0, Interruption(folder / "last.ckpt"))  # type: ignore[attr-defined]
         self._log_into(self.run_folder)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Fits; a run that fails before its first step leaves nothing."""
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception:
+            fresh = self.fitting and self.checkpoint is None and self.trainer.global_step == 0
+            if fresh and self.trainer.is_global_zero:  # the others' run_folder isn't the run's
+                unclaim(self.run_folder)
+            raise
 
     def after_fit(self) -> None:
         """Tests the best checkpoint on the official test set and says where everything is."""
@@ -294,13 +322,17 @@ class CLI(LightningCLI):
     def _report(self, title: str, part: str) -> None:
         if not self.trainer.is_global_zero:
             return
+        if f"{part}/acc" not in self.trainer.callback_metrics:
+            remedy = f"change --data.val_size or --trainer.limit_{part}_batches."
+            raise UserError(f"{title.lower()} images", "none", remedy)
         accuracy = 100 * float(self.trainer.callback_metrics[f"{part}/acc"])
         print(f"{title + ' accuracy':<14} {accuracy:.2f} % on {self._images(part)}")
         print(f"{'Run':<14} {shown_path(self.run_folder)}")
 
     def _images(self, part: str) -> str:
         """Which images an accuracy was measured on."""
-        limited = getattr(self.trainer, f"limit_{part}_batches") != 1.0
+        batches = len(getattr(self.datamodule, f"{part}_dataloader")())
+        limited = sum(getattr(self.trainer, f"num_{part}_batches")) < batches
         subset = {"test": "test", "val": "validation"}[part]
         count = len(self.datamodule.indices[part])
         source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
@@ -318,14 +350,15 @@ def _look_ahead(typed: list[str]) -> argparse.Namespace:
     Raises:
         UserError: --model and the config file name different models.
     """
-    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("-c", "--config", action="append", default=[])
-    scan.add_argument("--model")
+    scan.add_argument("--model", "--model.class_path")
+    scan.add_argument("--model.optimizer", "--model.optimizer.class_path", dest="optimizer")
     scan.add_argument("--ckpt_path")
     scan.add_argument("--trainer.default_root_dir", dest="root")
     try:
         found, rest = scan.parse_known_args(typed)
-    except SystemExit:  # an option without its value: the real parser says so
+    except argparse.ArgumentError:  # an option without its value: the real parser says so
         found, rest = scan.parse_known_args([])
     found.subcommand = next((word for word in rest if not word.startswith("-")), "")
     for path in found.config:
@@ -336,6 +369,13 @@ def _look_ahead(typed: list[str]) -> argparse.Namespace:
         config = config.get(found.subcommand, config) if isinstance(config, dict) else {}
         model = config.get("model")
         model = model.get("class_path") if isinstance(model, dict) else model
+        if model is not None and not isinstance(model, str):
+            raise UserError(f"a model in {path}: ConvNet or ResNet18", str(model), "mend that place.")
+        if not isinstance(config.get("trainer", {}), dict):
+            raise UserError(f"settings of the --trainer in {path}", str(config["trainer"]), "mend that place.")
+        optimizer = config["model"].get("init_args") if isinstance(config.get("model"), dict) else None
+        optimizer = optimizer.get("optimizer") if isinstance(optimizer, dict) else None
+        found.optimizer = found.optimizer or (optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer)
         if model and found.model and model.rpartition(".")[2] != found.model.rpartition(".")[2]:
             raise UserError(
                 f"--model as in {path}: {model}", found.model, "leave out --model, or take a config of that model."
@@ -345,6 +385,20 @@ def _look_ahead(typed: list[str]) -> argparse.Namespace:
         found.root = found.root or (config.get("trainer") or {}).get("default_root_dir")
     found.root = found.root or "."
     return found
+
+
+def _full_names(typed: list[str]) -> list[str]:
+    """ReduceLROnPlateau by its path: torch has a class of that name, too, which doesn't say what it watches."""
+    return [re.sub(r"(^|=)ReduceLROnPlateau$", r"\1lightning.pytorch.cli.ReduceLROnPlateau", word) for word in typed]
+
+
+def _in_full(message: str, typed: list[str]) -> str:
+    """A parser's report of an option without a value, by its whole name: argparse says --data of --data.batch_size."""
+    if match := re.search(r"argument (?:-\w/)?(--[^\s:/]+)\S*: expected one argument", message):
+        bare = (word for word, then in zip(typed, [*typed[1:], "--"]) if then.startswith("--") and "=" not in word)
+        name = next((word for word in bare if word == match[1] or word.startswith(f"{match[1]}.")), match[1])
+        return f"argument {name}: expected one argument"
+    return message
 
 
 def _class(path: str) -> Any:
@@ -374,7 +428,7 @@ def _refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool
         raise UserError(f"--seed_everything as in the run: {saved['seed_everything']}", got, "leave it out.")
     for key in ("model", "data"):
         now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
-        if key == "model" and now["class_path"] != then["class_path"]:
+        if key == "model" and _class(now["class_path"]) is not _class(then["class_path"]):
             raise UserError(
                 f"a checkpoint of {now['class_path']}",
                 f"one of {then['class_path']}",

@@ -19,6 +19,8 @@ QUIET_WARNINGS = (
     ".*callbacks used to create the checkpoint need to be provided.*",
     # The digits make 21 batches an epoch; the training loss is logged every 50 steps all the same.
     ".*is smaller than the logging interval.*",
+    # It counts megabytes, and at --trainer.precision bf16-mixed does so in 32 bits.
+    ".*is not supported by the model summary.*",
     # --data.val_size 0.
     ".*Total length of `list` across ranks is zero.*",
     # claim() made the folder; it is empty but for what a resumed run left there.
@@ -26,6 +28,7 @@ QUIET_WARNINGS = (
 )
 QUIET_LOGS = (
     "💡 Tip",
+    "GPU available: False",
     "TPU available",
     "Trainer already configured with model summary",
     "Restoring states",
@@ -37,6 +40,7 @@ def hush() -> None:
     """Drops the messages above, each of which says something that isn't so here or isn't news."""
     for message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: not record.getMessage().startswith(QUIET_LOGS))
 

@@ -59,18 +59,21 @@ class MNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if "data_dir" in self.hparams:
+            self.save_hyperparameters({**self.hparams, "data_dir": str(data_dir)})  # weights_only=True refuses a Path
         self.source: str = source  # mnist or digits once the data was loaded
         self.data_dir, self.mirrors, self.batch_size = data_dir, mirrors, batch_size
         self.val_size, self.split_seed = val_size, split_seed
         self.fell_back = False  # from MNIST to digits
         self.features: Digits | None = None  # in place of the images, while a frozen backbone's head trains
+        self.seed: int | None = None  # of the order of the training images
         self._digits: Digits | None = None
 
     def prepare_data(self) -> None:
         self._load()
 
     def setup(self, stage: str) -> None:
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by seed_everything; a resumed run brings its own
+        self.seed = None  # a resumed run brings its own
         self.digits = self._load()
         if self.trainer is not None and self.trainer.world_size > 1:
             chosen = self.trainer.strategy.broadcast(self.source)
@@ -98,15 +101,17 @@ class MNISTDataModule(LightningDataModule):
                 self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | None]:
         return {"seed": self.seed}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
         self.seed = state_dict["seed"]
 
     def train_dataloader(self) -> DataLoader:
         # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several.
         part = Part(self, "train")
+        if self.seed is None:
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
         sampler: DistributedSampler = DistributedSampler(part, *self._share(), shuffle=True, seed=self.seed)
         collate: Any = finished
         return ResumableLoader(part, batch_size=self.batch_size, sampler=sampler, collate_fn=collate)

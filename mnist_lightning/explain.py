@@ -37,10 +37,14 @@ def explain(message: str, options: Mapping[str, str], classes: Mapping[str, list
         if key.endswith((".lr", "size")):  # a number may be written as a path to one, too
             return UserError(f"a number for --{key}", got, LOOK_UP)
         return UserError(expected, got, did_you_mean(got, names))
+    if match := re.search(r"arguments are required: (?:\w+\.)?(\w+)$", message):
+        return UserError(f"--{match[1]}", "nothing", LOOK_UP)
     if match := re.search(r"arguments are required: (.*)", message):
         return UserError(f"{match[1]} beside --{key}", "nothing", f"add --{key}.{match[1].split(',')[0]} VALUE.")
     if match := re.search(r"argument (--\S+): expected one argument", message):
         return UserError(f"a value after {match[1]}", "nothing", LOOK_UP)
+    if match := re.search(r"Path is not a file: '(.*)'", message):
+        return UserError("a config file", f"a folder: {match[1]}", "the project's own are in configs/.")
     if match := re.search(r"File does not exist: '(.*)'", message):
         return UserError("a config file", f"no such file: {match[1]}", "the project's own are in configs/.")
     if "parsing config" in message or "Unexpected config" in message or "codec can't decode" in message:

@@ -34,19 +34,28 @@ class Interruption(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._leave_if_asked(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leave_if_asked(trainer)  # a signal that came during validation: it is let end, it takes a second
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        while self._before:
-            signal.signal(*self._before.popitem())
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After a signal during the last validation. Not in on_train_epoch_end: Lightning calls those that save `best`
+        # after the others, and a resumed run doesn't come back to that epoch.
+        self._leave_if_asked(trainer)
+        self._put_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "")
-        if isinstance(exception, Exception) and not isinstance(exception, UserError) and trainer.world_size == 1:
+        self._put_back()
+        unexpected = isinstance(exception, Exception) and not isinstance(exception, UserError)
+        if unexpected and trainer.world_size == 1 and trainer.global_step > 0:
             path = self.checkpoint.with_name("exception.ckpt")  # a name that no later save takes
-            trainer.save_checkpoint(path)
-            print(f"{type(exception).__name__}: the state is kept in {shown_path(path)}", file=sys.stderr, flush=True)
+            try:
+                trainer.save_checkpoint(path)
+                said = f"the state is kept in {shown_path(path)}"
+            except Exception as error:  # a full disk, weights that aren't finite: it mustn't hide the first exception
+                said = f"the state can't be kept: {error}".splitlines()[0]
+            print(f"{type(exception).__name__}: {said}", file=sys.stderr, flush=True)
+
+    def _put_back(self) -> None:
+        # Not in teardown: by then Lightning has put back what it found, and these would be Lightning's own.
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -61,8 +70,6 @@ class Interruption(Callback):
         if asked:
             trainer.save_checkpoint(self.checkpoint)
             if trainer.is_global_zero:
-                path = shown_path(self.checkpoint)
-                print(
-                    f"Stopped after step {trainer.global_step}. To go on: python -m mnist_lightning fit --ckpt_path {path}"
-                )
+                command = f"python -m mnist_lightning fit --ckpt_path {shown_path(self.checkpoint)}"
+                print(f"Stopped after step {trainer.global_step}. To go on: {command}")
             sys.exit(128 + (self.received or signal.SIGTERM))

@@ -158,7 +158,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     remedy = "give --model.weights another file, imagenet or none."
     expected = "a file with ResNet18's weights, saved by torch.save or by this project"
     content = load_safely(path, f"{expected}, or imagenet, or none", remedy)
-    if isinstance(content, dict) and "state_dict" in content:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         state = content["state_dict"]
         prefix = "backbone."
         content = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -1,6 +1,7 @@
 """A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, logged into."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def claim(root: Path, name: str) -> Path:
             return run
         except FileExistsError:
             number += 1
+
+
+def unclaim(run: Path) -> None:
+    """Removes a run that came to nothing, with the folders around it that hold nothing else."""
+    shutil.rmtree(run, ignore_errors=True)
+    for folder in (run.parent, run.parent.parent):
+        try:
+            folder.rmdir()
+        except OSError:  # another run is there
+            return
 
 
 def newest_checkpoint(root: Path, which: str, model: str | None) -> Path:

@@ -130,7 +130,7 @@ def _download(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> by
     name, failures = f"{file.name}.gz", []
     raw_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(raw_dir / ".download.lock"):
-        if content := _read(raw_dir, file):  # another process was faster
+        if content := _read(raw_dir, file, quiet=True):  # another process was faster
             return content
         for mirror in mirrors or MNIST.mirrors:
             # Into a folder beside the target: torchvision writes in place, and a killed download leaves half a file.
@@ -157,7 +157,7 @@ def _download(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> by
     )
 
 
-def _read(raw_dir: Path, file: IDXFile) -> bytearray | None:
+def _read(raw_dir: Path, file: IDXFile, quiet: bool = False) -> bytearray | None:
     """The bytes of one IDX file if it is there and intact, unpacked or packed; None otherwise."""
     for path, opener in ((raw_dir / file.name, open), (raw_dir / f"{file.name}.gz", gzip.open)):
         if not path.is_file():
@@ -171,7 +171,8 @@ def _read(raw_dir: Path, file: IDXFile) -> bytearray | None:
         del content[read:]
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == file.md5:
             return content
-        print(f"{path}: not MNIST's bytes (half written?); looking elsewhere.", file=sys.stderr)
+        if not quiet:
+            print(f"{path}: not MNIST's bytes (half written?); looking elsewhere.", file=sys.stderr)
     return None
 
 

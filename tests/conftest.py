@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -21,6 +22,12 @@ from mnist_lightning import sources
 TRAIN, TEST = 640, 200  # images in the small files; 200 isn't a multiple of any batch size in use
 
 Answer = bytes | Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Small batches gain nothing from a second thread, and lose much of it on a machine that is busy otherwise."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +173,13 @@ def mirror(server: Server, small_files: tuple[sources.IDXFile, ...], idx_packed:
     """The address of a mirror, on `server`, that has the small files."""
     server.answers.update({f"/mnist/{name}": content for name, content in idx_packed.items()})
     return f"{server.url}/mnist/"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After `-m reliability`: the counts of docs/reliability.md."""
+    passed = terminalreporter.getreports("passed")
+    tried = Counter(value for report in passed for name, value in report.user_properties if name == "tried")
+    if tried and terminalreporter.config.option.markexpr == "reliability":
+        terminalreporter.section("fault, times survived")
+        for fault, count in tried.items():
+            terminalreporter.line(f"{fault:<64} {count:>5}")

@@ -105,6 +105,7 @@ def test_loss_and_accuracy_are_means_over_all_images() -> None:
     images, labels = load_digits().test
     with torch.no_grad():
         logits = model(images)
+    # BUG at the time of writing: MeanMetric(nan_strategy="disable") drops the weights that it is given.
     assert results["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert results["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
 

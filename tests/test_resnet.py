@@ -260,9 +260,7 @@ def test_wrong_state_dict_is_refused_by_the_name_that_is_wrong(change: str, weig
 
 
 @pytest.fixture
-def imagenet(
-    server: Any, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[SimpleNamespace]:
+def imagenet(server: Any, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """torchvision's address, led to `server`, and the folder that the file belongs in."""
     body = weights.read_bytes()
     name = f"resnet18-{hashlib.sha256(body).hexdigest()[:8]}.pth"
