@@ -66,14 +66,14 @@ class MNISTDataModule(LightningDataModule):
         self.val_size, self.split_seed = val_size, split_seed
         self.fell_back = False  # from MNIST to digits
         self.features: Digits | None = None  # in place of the images, while a frozen backbone's head trains
-        self.seed: int | None = None  # of the order of the training images
+        self.resumed_seed: int | None = None
         self._digits: Digits | None = None
 
     def prepare_data(self) -> None:
         self._load()
 
     def setup(self, stage: str) -> None:
-        self.seed = None  # a resumed run brings its own
+        self.resumed_seed = None
         self.digits = self._load()
         if self.trainer is not None and self.trainer.world_size > 1:
             chosen = self.trainer.strategy.broadcast(self.source)
@@ -101,18 +101,16 @@ class MNISTDataModule(LightningDataModule):
                 self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
 
-    def state_dict(self) -> dict[str, int | None]:
-        return {"seed": self.seed}
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self._seed()}
 
-    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
-        self.seed = state_dict["seed"]
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.resumed_seed = state_dict["seed"]
 
     def train_dataloader(self) -> DataLoader:
         # DistributedSampler in every case: its order depends on seed and epoch alone, on one process or several.
         part = Part(self, "train")
-        if self.seed is None:
-            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # where seed_everything leaves it
-        sampler: DistributedSampler = DistributedSampler(part, *self._share(), shuffle=True, seed=self.seed)
+        sampler: DistributedSampler = DistributedSampler(part, *self._share(), shuffle=True, seed=self._seed())
         collate: Any = finished
         return ResumableLoader(part, batch_size=self.batch_size, sampler=sampler, collate_fn=collate)
 
@@ -130,6 +128,10 @@ class MNISTDataModule(LightningDataModule):
         part, collate = Part(self, name), cast(Any, finished)
         sampler = UnrepeatedDistributedSampler(part, *self._share(), shuffle=False)
         return DataLoader(part, batch_size=EVAL_BATCH, sampler=sampler, collate_fn=collate)
+
+    def _seed(self) -> int:
+        """Of the order of the training images: where seed_everything leaves it, or the resumed run's."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.resumed_seed is None else self.resumed_seed
 
     def _share(self) -> tuple[int, int]:
         """How many processes there are, and which one this is."""

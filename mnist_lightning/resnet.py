@@ -6,6 +6,7 @@ B = batch size, S = image_size. Optimizer by default: the tutorial's SGD on the 
 import pickle
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,8 @@ def imagenet_weights() -> dict[str, Any]:
         with FileLock(folder / ".resnet18.lock"), network_timeout():  # of several processes one downloads
             return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, HTTPError):
+            error.close()  # it is the answer, too; Python 3.13 warns of one left open
         raise UserError(
             f"ResNet18's ImageNet weights at {folder / Path(url).name}, or a network to download them",
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__} ({url})",
