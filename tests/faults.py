@@ -1,16 +1,18 @@
-"""What tests/test_reliability.py runs in child processes: a command, a fault that strikes in it, an awkward data set."""
+"""What tests/test_reliability.py runs in child processes: a command, a fault that strikes in it, awkward data."""
 
 import errno
 import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mnist_lightning import checkpoints
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.sources import Digits, Split
 
@@ -31,14 +33,14 @@ def command(folder: Path, output: Path, environment: dict[str, str], args: list[
 class Fault(Callback):
     """Strikes once, as the environment's FAULT says: "WHERE COUNT ACTION", for one process of several "... RANK".
 
-    WHERE is a hook of Callback, or `save`, `fsync` or `replace`: in the middle of a checkpoint's bytes, before they reach
-    the disk, before they get their name. COUNT 3 is the third time that this comes. ACTION is one of the methods below,
-    or signals to send to this process: SIGKILL, SIGINT+SIGINT. Without FAULT nothing happens, so that a resumed run,
-    which takes its callbacks from the run's config.yaml, is left alone.
+    WHERE is a hook of Callback, or `save`, `fsync` or `replace`: in the middle of a checkpoint's bytes, before they
+    reach the disk, before they get their name. COUNT 3 is the third time that this comes. ACTION is one of the methods
+    below, or signals to send to this process: SIGKILL, SIGINT+SIGINT. Without FAULT nothing happens, so that a resumed
+    run, which takes its callbacks from the run's config.yaml, is left alone.
     """
 
     def __init__(self) -> None:
-        self.folder = Path()
+        self.trainer: Trainer | None = None
         self.model: LightningModule | None = None
         if "FAULT" not in os.environ:
             return
@@ -47,16 +49,18 @@ class Fault(Callback):
         if rank and rank[0] != os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")):
             return
         if where == "save":
-            save = torch.save
+            whole = checkpoints.write_whole
 
-            def half(content: Any, file: Any) -> None:
-                save(content, file)
-                if self.countdown == 1:
-                    file.truncate(file.tell() // 2)
-                    file.flush()
-                self.strike()
+            @contextmanager
+            def half(path: Path) -> Iterator[IO[Any]]:
+                with whole(path) as file:
+                    yield file
+                    if self.countdown == 1:
+                        file.truncate(file.tell() // 2)
+                        file.flush()
+                    self.strike()
 
-            torch.save = half
+            checkpoints.write_whole = half
         elif where in ("fsync", "replace"):
             original = getattr(os, where)
 
@@ -69,8 +73,7 @@ class Fault(Callback):
             setattr(self, where, self.strike)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.model = pl_module
-        self.folder = Path(trainer.checkpoint_callbacks[0].dirpath)  # type: ignore[attr-defined]
+        self.trainer, self.model = trainer, pl_module
 
     def strike(self, *_: Any) -> None:
         self.countdown -= 1
@@ -93,7 +96,7 @@ class Fault(Callback):
 
     def lock(self) -> None:
         """From now on the folder of checkpoints is read-only; root, whom that doesn't stop, becomes somebody else."""
-        self.folder.chmod(0o555)
+        os.chmod(self.trainer.checkpoint_callback.dirpath, 0o555)
         if os.geteuid() == 0:
             os.seteuid(65534)
 
