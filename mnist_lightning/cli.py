@@ -238,7 +238,7 @@ class CLI(LightningCLI):
         if self.checkpoint is None and isinstance(self.model, ResNet18):
             self.model.load_pretrained()
         source = getattr(self.datamodule, "source", None)
-        if source is not None:
+        if "source" in settings.data.init_args:  # a datamodule of one's own may not take it
             settings.data.init_args.source = source
         if not self.fitting:
             return
