@@ -32,7 +32,8 @@ QUIET_LOGS = (
     "TPU available",
     "Trainer already configured with model summary",
     "Restoring states",
-    "Loaded mo",
+    "Loaded model weights",
+    "The following callbacks returned in `LightningModule.configure_callbacks`",  # a fit's final test sees them again
 )
 
 
