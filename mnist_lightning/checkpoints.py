@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -30,6 +31,10 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's own forgets the best score when the run was moved since."""
+
+    @cached_property
+    def state_key(self) -> str:
+        return super().state_key  # asked for at six hooks a step, and put together anew each time
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:

@@ -57,6 +57,7 @@ class DigitClassifier(LightningModule):
         self.hparams.clear()
         self.save_hyperparameters(plain)
         self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
+        self._answers: list[tuple[Tensor, Tensor]] = []  # logits and labels that train_acc hasn't seen yet
         self.metrics = nn.ModuleDict()
         for part in ("train", "val", "test"):
             # validate_args=False: checking the labels' range at each batch costs as much as the metric
@@ -72,9 +73,13 @@ class DigitClassifier(LightningModule):
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         shown = every > 0 and (self.trainer.global_step + 1) % every == 0
-        if (shown or not loss.is_cuda) and not loss.isfinite():  # on a GPU the look would wait for it at every step
+        if (shown or not loss.is_cuda) and not math.isfinite(loss.item()):  # a GPU would be waited for
             raise not_finite(f"a training loss of {loss.item()}", self.trainer.global_step)
-        self._metric("train_acc").update(logits.detach(), labels)
+        # An update of the metric costs as much as a linear head's forward pass: one for all steps since the last.
+        self._answers.append((logits.detach(), labels))
+        if shown or self.trainer.is_last_batch:
+            self._metric("train_acc").update(*(torch.cat(parts) for parts in zip(*self._answers, strict=True)))
+            self._answers.clear()
         # self.log does its bookkeeping at each call, and the Trainer takes up a step's values only every
         # log_every_n_steps: for a linear head on kept features the calls between would be a third of the step.
         if shown:
@@ -114,7 +119,8 @@ class DigitClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters()):
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        if not all(bool(parameter.isfinite().all()) for parameter in trained):
             raise not_finite("weights that aren't", self.trainer.global_step)  # the last good checkpoint stays
 
     def _total_steps(self) -> int:

@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.console import Bar, ParameterCount, hush, progress
+from mnist_lightning.console import Bar, NoProfiler, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
 from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
+from mnist_lightning.memory import keep_freed_memory
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
@@ -45,6 +46,7 @@ TRAINER_DEFAULTS = {
 def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
     hush()
+    keep_freed_memory()
     main_thread = threading.current_thread() is threading.main_thread()
     # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
@@ -221,6 +223,7 @@ class CLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         kwargs["enable_progress_bar"] = isinstance(bar, Bar)
+        kwargs["profiler"] = settings["profiler"] or NoProfiler()
         if self.own_logger:
             kwargs["logger"] = False  # until the run's folder is claimed
         return super().instantiate_trainer(**kwargs)

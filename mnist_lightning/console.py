@@ -3,10 +3,14 @@
 import logging
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
+
+NOTHING = nullcontext()
 
 QUIET_WARNINGS = (
     # Lightning's _pytree.py asks torch >= 2.14 in a way that torch deprecates.
@@ -86,3 +90,10 @@ class ParameterCount(ModelSummary):
             sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
             trainable = sum(size for size, trained in sizes if trained)
             print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters", flush=True)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's own makes a generator for each of some 70 hooks a step."""
+
+    def profile(self, action_name: str) -> Any:
+        return NOTHING
