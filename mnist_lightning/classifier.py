@@ -98,20 +98,32 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         return {"labels": labels, "probabilities": self(images).softmax(dim=1)}  # (B,), (B, 10)
 
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        """What the optimizer trains, and each group's learning rate as a share of the one that was asked for."""
+        return [([parameter for parameter in self.parameters() if parameter.requires_grad], 1.0)]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups, factors = zip(*self.parameter_groups(), strict=True)
         try:
-            optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+            optimizer = self.optimizer(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
         except (ValueError, TypeError) as error:
             raise UserError("an optimizer's arguments", str(error), "see that class in torch.optim.") from error
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] *= factor
         if isinstance(optimizer, LBFGS):  # it reads gradients as torch lays them out by default
             self.to(memory_format=torch.contiguous_format)
         if self.scheduler is None:
             return optimizer
         given = getattr(self.scheduler, "keywords", {})  # from the command line it is a functools.partial
+        # OneCycleLR and CyclicLR take no notice of the groups' own rates.
+        filled: dict[str, Any] = {
+            name: [given[name] * factor for factor in factors]
+            for name in ("max_lr", "base_lr")
+            if len(factors) > 1 and isinstance(given.get(name), (int, float))
+        }
         if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
-            schedule = self.scheduler(optimizer, total_steps=self._total_steps())  # type: ignore[call-arg]
-        else:
-            schedule = self.scheduler(optimizer)
+            filled["total_steps"] = self._total_steps()
+        schedule = self.scheduler(optimizer, **filled)
         by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
         config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):

@@ -76,7 +76,9 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            values = sorted(item for item in trainer.callback_metrics.items() if "/" in item[0])
+            values = sorted(
+                item for item in trainer.callback_metrics.items() if "/" in item[0] and not item[0].startswith("lr-")
+            )
             metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in values)
             print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
 

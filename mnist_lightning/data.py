@@ -5,13 +5,15 @@ resizing are the model's: the pixels that a model was trained on and those it is
 """
 
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from jsonargparse.typing import PositiveInt, restricted_number_type
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_only
@@ -43,9 +45,12 @@ class MNISTDataModule(LightningDataModule):
         val_size: training images kept for validation, of MNIST's 60,000 (digits keeps the same share). 0 trains on all
             of them and keeps the last epoch.
         split_seed: which images those are. Independent of --seed_everything.
+        train_size: train on so many of the training images only, of each digit as many; the default is all.
+        augment: turn, shift, scale and slant each training image at random, anew each time: 0 not at all, 1 by up to
+            12 degrees, 2.5 pixels, an eighth, 0.15; another number scales these. On the device, in training only.
 
     Raises:
-        UserError: val_size leaves nothing to train on, or the data can't be had.
+        UserError: val_size leaves nothing to train on, train_size is more than that, or the data can't be had.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class MNISTDataModule(LightningDataModule):
         batch_size: PositiveInt = 64,
         val_size: ValSize = 5000,  # type: ignore[valid-type]
         split_seed: int = 0,
+        train_size: PositiveInt | None = None,
+        augment: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -63,7 +70,7 @@ class MNISTDataModule(LightningDataModule):
             self.save_hyperparameters({**self.hparams, "data_dir": str(data_dir)})  # weights_only=True refuses a Path
         self.source: str = source  # mnist or digits once the data was loaded
         self.data_dir, self.mirrors, self.batch_size = data_dir, mirrors, batch_size
-        self.val_size, self.split_seed = val_size, split_seed
+        self.val_size, self.split_seed, self.train_size, self.augment = val_size, split_seed, train_size, augment
         self.fell_back = False  # from MNIST to digits
         self.features: Digits | None = None  # in place of the images, while a frozen backbone's head trains
         self.resumed_seed: int | None = None
@@ -80,6 +87,8 @@ class MNISTDataModule(LightningDataModule):
             if self.source != chosen:  # auto, on a host without the files
                 raise UserError(f"the same data on every host ({chosen})", self.source, "give --data.source.")
         train, val = split(len(self.digits.train.labels), self.val_size, self.split_seed)
+        if self.train_size is not None:
+            train = balanced(train, self.digits.train.labels, self.train_size)
         self.indices = {"train": train, "val": val, "test": torch.arange(len(self.digits.test.labels))}
 
     def _load(self) -> Digits:
@@ -100,6 +109,17 @@ class MNISTDataModule(LightningDataModule):
             if "source" in self.hparams:
                 self.save_hyperparameters({**self.hparams, "source": found})
         return self._digits
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        trainer: Any = self.trainer
+        if not (self.augment and trainer.training):
+            return batch
+        images, labels = batch
+        # Seeded by the place in the run: a resumed run draws the same changes, with no generator's state to keep.
+        loader, (processes, rank) = trainer.train_dataloader, self._share()
+        step = loader.sampler.epoch * len(loader) + loader.yielded
+        generator = torch.Generator(images.device).manual_seed((self._seed() << 32) + step * processes + rank)
+        return affine(images, self.augment, generator), labels
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self._seed()}
@@ -200,3 +220,37 @@ def split(count: int, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     kept = min(max(kept, min(val_size, 1)), count - 1)  # of few images, too, some in each part
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[kept:], order[:kept]
+
+
+def balanced(indices: Tensor, labels: Tensor, size: int) -> Tensor:
+    """The first `size` of `indices` by turns: one of each digit, a second of each, and so on.
+
+    Args:
+        indices: of images, in the order in which they are to be taken.
+        labels: of all images.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if size > len(indices):
+        raise UserError(f"a train_size up to {len(indices)}", str(size), "leave it out to train on all.")
+    one_hot = F.one_hot(labels[indices])
+    turn = one_hot.cumsum(0)[one_hot.bool()]  # of each image among those of its digit
+    return indices[turn.argsort(stable=True)[:size]]
+
+
+def affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Each of uint8 images (B, 1, H, W) under an affine map of its own; outside of the image is paper.
+
+    Torchvision's RandomAffine draws one map for a whole batch.
+    """
+    draws = strength * (2 * torch.rand(6, len(images), generator=generator, device=images.device) - 1)
+    angle, slant = math.radians(12) * draws[0], 0.15 * draws[1]
+    scale_x, scale_y = (0.12 * draws[2]).exp(), (0.12 * draws[3]).exp()
+    shift_x, shift_y = 2.5 / 14 * draws[4], 2.5 / 14 * draws[5]  # grid_sample's unit is half an image, 14 pixels
+    rows = [
+        torch.stack([angle.cos() * scale_x, (slant - angle.sin()) * scale_y, shift_x], dim=1),
+        torch.stack([angle.sin() * scale_x, angle.cos() * scale_y, shift_y], dim=1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)  # (B, H, W, 2)
+    return F.grid_sample(images.float(), grid, align_corners=False).round().to(images.dtype)

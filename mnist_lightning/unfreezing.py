@@ -1,0 +1,52 @@
+"""GradualUnfreezing: the head first, then one more layer of the backbone at a time.
+
+Lightning's own BaseFinetuning replaces the optimizer's groups on resuming, and lets BatchNorm use batch statistics in
+"frozen" layers.
+"""
+
+from typing import Any
+
+from jsonargparse.typing import NonNegativeInt
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mnist_lightning.errors import UserError
+
+
+class GradualUnfreezing(Callback):
+    """Sets how much of ResNet18 is trained in each epoch (Howard and Ruder, arXiv:1801.06146).
+
+    What is trained follows from the epoch alone: a resumed run goes on as the whole one would have.
+
+    Args:
+        layers: trainable layers in the first epoch, the second, ...; the last number holds for all later epochs. The
+            largest has to be --model.trainable_layers.
+
+    Raises:
+        UserError: it isn't, the model isn't ResNet18, or several processes aren't told to expect it.
+    """
+
+    def __init__(self, layers: list[NonNegativeInt]) -> None:
+        self.layers = layers
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = pl_module
+        most = getattr(model, "trainable_layers", None)
+        if most is None:
+            raise UserError("ResNet18 for GradualUnfreezing", type(model).__name__, "leave out one of the two.")
+        if not self.layers or max(self.layers) != most:
+            got = f"layers: {self.layers}"
+            raise UserError(f"GradualUnfreezing up to --model.trainable_layers {most}", got, "make the two agree.")
+        # Only here, for DDP sees to those parameters that were trainable when it was set up.
+        if trainer.world_size > 1 and not trainer.strategy.model.find_unused_parameters:  # type: ignore[union-attr]
+            remedy = "that strategy waits for no gradients of layers that are still frozen."
+            raise UserError("--trainer.strategy ddp_find_unused_parameters_true", "another strategy", remedy)
+        self._unfreeze(trainer, model)  # a fit resumed in mid-epoch has no on_train_epoch_start
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._unfreeze(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.train_layers(max(self.layers))  # type: ignore[operator]
+
+    def _unfreeze(self, trainer: Trainer, model: Any) -> None:
+        model.train_layers(self.layers[min(trainer.current_epoch, len(self.layers) - 1)])
