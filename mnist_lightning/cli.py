@@ -32,6 +32,7 @@ from mnist_lightning.memory import keep_freed_memory
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
+from mnist_lightning.unfreezing import GradualUnfreezing  # noqa: F401  short names are those of imported classes
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mnist_lightning import data
-from mnist_lightning.data import MNISTDataModule, split
+from mnist_lightning.data import MNISTDataModule, affine, balanced, split
 from mnist_lightning.errors import UserError
 from mnist_lightning.sources import Digits, Split, load_mnist
 
@@ -300,3 +300,92 @@ def test_hosts_with_different_data_are_refused(mnist_dir: str) -> None:
     datamodule.trainer.strategy.broadcast = lambda value: "mnist"  # what rank 0 found
     with pytest.raises(UserError, match=r"the same data on every host \(mnist\)\ngot digits\n"):
         datamodule.setup("fit")
+
+
+# ---- Few images
+
+
+def test_train_size_takes_as_many_of_each_digit() -> None:
+    labels = torch.randint(10, (600,), generator=torch.Generator().manual_seed(0))
+    chosen = balanced(torch.arange(600), labels, 200)
+    assert labels[chosen].bincount().tolist() == [20] * 10
+    assert len(set(chosen.tolist())) == 200
+
+
+def test_train_size_beyond_the_rarest_digit_goes_on_with_the_others() -> None:
+    labels = torch.tensor([0] * 5 + [1] * 2)
+    assert labels[balanced(torch.arange(7), labels, 6)].bincount().tolist() == [4, 2]
+
+
+def test_train_size_leaves_validation_as_it_is(mnist_dir: Path) -> None:
+    whole, few = ready(str(mnist_dir)), ready(str(mnist_dir), train_size=50)
+    assert torch.equal(whole.indices["val"], few.indices["val"])
+    assert set(few.indices["train"].tolist()) < set(whole.indices["train"].tolist())
+    assert len(few.indices["train"]) == 50
+
+
+def test_train_size_of_more_than_there_are_is_refused(mnist_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"expected a train_size up to 587\ngot 588"):
+        ready(str(mnist_dir), train_size=588)
+
+
+# ---- Augmentation
+
+
+class Seen(LightningModule):
+    """Trains nothing, and keeps the images that reach its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[str, list[Tensor]] = {"train": [], "val": []}
+
+    def training_step(self, batch: data.Batch, batch_idx: int) -> Tensor:
+        self.seen["train"].append(batch[0])
+        return self.weight.sum()
+
+    def validation_step(self, batch: data.Batch, batch_idx: int) -> None:
+        self.seen["val"].append(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def seen(mnist_dir: Path, augment: float) -> dict[str, list[Tensor]]:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, limit_train_batches=2, num_sanity_val_steps=0, **quiet)
+    model = Seen()
+    trainer.fit(model, MNISTDataModule(source="mnist", data_dir=str(mnist_dir), augment=augment))
+    return model.seen
+
+
+def test_augmentation_changes_training_images_alone_and_anew_each_time(mnist_dir: Path) -> None:
+    plain, augmented, again = seen(mnist_dir, 0), seen(mnist_dir, 1), seen(mnist_dir, 1)
+    assert all(map(torch.equal, plain["val"], augmented["val"]))
+    assert all(map(torch.equal, augmented["train"], again["train"]))  # the same seed
+    for before, after in zip(plain["train"], augmented["train"], strict=True):
+        assert after.dtype == torch.uint8 and after.shape == before.shape
+        assert (before != after).flatten(1).any(1).all()
+
+
+def test_each_image_has_an_affine_map_of_its_own() -> None:
+    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    image[..., 8:20, 12:16] = 255
+    different = affine(image.expand(64, 1, 28, 28), 1, torch.Generator().manual_seed(0)).flatten(1).unique(dim=0)
+    assert len(different) == 64
+
+
+def test_affine_maps_stay_within_what_the_help_says() -> None:
+    """A dot at the centre moves by up to 2.5 pixels, one at 10 pixels from it by what turning, scale and slant add."""
+    dot = torch.zeros(2000, 1, 28, 28, dtype=torch.uint8)
+    dot[..., 13:15, 13:15] = 255
+    moved = affine(dot, 1, torch.Generator().manual_seed(0)).float()
+    rows = torch.arange(28.0)
+    centre = torch.stack([(moved.sum((1, 3)) @ rows), (moved.sum((1, 2)) @ rows)]) / moved.sum((1, 2, 3))
+    shift = (centre - 13.5).abs().amax()
+    assert 2 < shift < 2.5 * 1.35  # the shift comes before scale and slant
+
+
+def test_strength_0_is_the_image_itself() -> None:
+    images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(affine(images, 0, torch.Generator()), images)

@@ -42,9 +42,13 @@ FIT += ["--trainer.callbacks.enable_version_counter=false"]
 ONE_CYCLE = ["--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", "0.1"]
 RESNET = ["--model", "ResNet18", "--model.weights", "none", "--model.image_size", "28", *ONE_CYCLE]
 RECIPES = {
-    "ConvNet": ["--model", "ConvNet", *ONE_CYCLE],
+    "ConvNet": ["--model", "ConvNet", *ONE_CYCLE, "--data.augment", "1"],
     "ResNet18 on kept features": RESNET,
     "ResNet18": [*RESNET, "--model.cache_features", "false"],
+    "ResNet18 unfrozen gradually": [
+        *(*RESNET, "--model.trainable_layers", "2", "--trainer.callbacks+=GradualUnfreezing"),
+        "--trainer.callbacks.layers=[0, 2]",
+    ],
     "ConvNet by epochs": [
         *("--model", "ConvNet", "--model.scheduler", "StepLR", "--model.scheduler.step_size", "1"),
         *("--model.optimizer", "Adam", "--model.optimizer.lr", "1e-3"),
@@ -171,6 +175,7 @@ def steps(recipe: str, quick: tuple[int, ...], other: range) -> list[Any]:
     *steps("ConvNet", (8, 14), range(3, STEPS)),
     *steps("ResNet18 on kept features", (), range(3, STEPS, 3)),
     *steps("ResNet18", (), range(5, STEPS, 5)),
+    *steps("ResNet18 unfrozen gradually", (13,), range(5, STEPS, 5)),
     *steps("ConvNet by epochs", (), range(4, STEPS, 4)),
 ])  # fmt: skip
 def test_killed_at_a_step_and_resumed_is_the_undisturbed_run(

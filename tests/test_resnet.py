@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms import InterpolationMode, v2
@@ -76,6 +76,77 @@ def untrained_loss(model: ResNet18, images: Tensor) -> Tensor:
 
 
 # ---- What is trained, and what is not
+
+
+LAYERS = ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")  # 5 trainable layers are all of these, 1 is the last
+
+
+def of_layers(model: ResNet18, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Parameters and statistics of these layers, by name."""
+    wanted = tuple(f"{name}." for layer in names for name in layer.split())
+    return {name: value.clone() for name, value in model.backbone.state_dict().items() if name.startswith(wanted)}
+
+
+@pytest.mark.parametrize("trainable", range(6))
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+def test_trainable_layers_are_trained_and_the_others_stay_as_they_are(
+    trainable: int, weights: Path, data: MNISTDataModule, tmp_path: Path
+) -> None:
+    model = ResNet18(weights=str(weights), image_size=28, trainable_layers=trainable)
+    model.load_pretrained()
+    frozen, trained = LAYERS[: 5 - trainable], LAYERS[5 - trainable :]
+    before, before_trained = of_layers(model, frozen), of_layers(model, trained)
+    assert len(before) + len(before_trained) == 120
+    trainer(tmp_path).fit(model, data)
+    after, after_trained = of_layers(model, frozen), of_layers(model, trained)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert [name for name in before_trained if torch.equal(before_trained[name], after_trained[name])] == []
+
+
+@pytest.mark.parametrize("scheduler", [
+    None,
+    pytest.param({"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}, id="StepLR"),
+    pytest.param({"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": {"max_lr": 0.1}}, id="OneCycleLR"),
+])  # fmt: skip
+def test_backbone_learns_at_its_share_of_the_heads_rate(scheduler: Any, data: MNISTDataModule, tmp_path: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(ResNet18, "model")
+    arguments = {"weights": "none", "image_size": 28, "trainable_layers": 1, "backbone_lr_factor": 0.25}
+    made = parser.instantiate_classes(parser.parse_object({"model": arguments | {"scheduler": scheduler}}))
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    trainer(tmp_path, callbacks=Rates()).fit(made.model, data)
+    head, backbone = zip(*rates, strict=True)
+    assert backbone == pytest.approx([0.25 * rate for rate in head])
+    assert scheduler is None or len(set(head)) > 1 or "StepLR" in scheduler["class_path"]
+
+
+def test_weights_of_a_checkpoint_with_other_classes_get_a_new_head(weights: Path, tmp_path: Path) -> None:
+    source = ResNet18(weights=str(weights), image_size=28)
+    source.load_pretrained()
+    source.head = nn.Linear(512, 3)
+    hyperparameters = {"_class_path": "mnist_lightning.resnet.ResNet18"}
+    torch.save({"state_dict": source.state_dict(), "hyper_parameters": hyperparameters}, tmp_path / "run.ckpt")
+    model = ResNet18(weights=str(tmp_path / "run.ckpt"), image_size=28)
+    model.load_pretrained()
+    assert model.head.out_features == 10
+    layer, original = model.backbone.layer4[1].conv2, source.backbone.layer4[1].conv2
+    assert torch.equal(layer.weight, original.weight)
+
+
+def test_normalized_features_have_mean_0_and_variance_1(model: ResNet18, weights: Path, images: Tensor) -> None:
+    normalized = ResNet18(weights=str(weights), image_size=32, normalize_features=True)
+    normalized.load_pretrained()
+    with torch.no_grad():
+        features = model.features(images)
+        expected = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
+        torch.testing.assert_close(normalized(images), normalized.head(expected))
 
 
 def test_5130_of_11181642_parameters_are_trained(model: ResNet18) -> None:
