@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import Timer
 
 from benchmarks.report import machine, table
 from mnist_lightning.cli import CLI
-from mnist_lightning.console import hush
 
 
 def fit(args: list[str]) -> tuple[float, float]:
@@ -44,7 +43,7 @@ def main() -> None:
         ["--data.source", "digits", "--trainer.max_epochs", "1"] if args.quick else ["--data.data_dir", args.data_dir]
     )
     sys.argv[1:] = []
-    hush()
+
     rows, accuracies = [], []
     with tempfile.TemporaryDirectory() as root:
         for seed in range(1 if args.quick else args.seeds):

@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.loops import bare_convnet, tutorial_convnet, tutorial_resnet18
 from benchmarks.report import gflops, machine, spread, table
 from mnist_lightning.cli import CLI
-from mnist_lightning.console import hush
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.features import cache_folder, extract
 from mnist_lightning.resnet import ResNet18
@@ -301,7 +300,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     sys.argv[1:] = []
-    hush()
+
     torch.manual_seed(0)
     options.rounds = 1 if options.quick else options.rounds
     options.data_dir, options.weights = (str(Path(path).resolve()) for path in (options.data_dir, options.weights))

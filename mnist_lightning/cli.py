@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
@@ -46,8 +47,6 @@ TRAINER_DEFAULTS = {
 
 def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
-    hush()
-    keep_freed_memory()
     main_thread = threading.current_thread() is threading.main_thread()
     # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
@@ -86,6 +85,8 @@ class CLI(LightningCLI):
     """fit, validate, test and predict; a checkpoint brings its model, hyperparameters and data settings along."""
 
     def __init__(self, args: ArgsType = None) -> None:
+        hush()
+        keep_freed_memory()
         super().__init__(
             DigitClassifier,
             MNISTDataModule,
@@ -109,6 +110,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults(DEFAULTS)
+        if not self._subcommand_parsers:  # fit's is the first
+            help = "instead of a fit, look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186)."
+            parser.add_argument("--lr_find", type=bool, default=False, help=help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
@@ -196,7 +200,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self._get(self.config_init, "trainer")
-        self.fitting = self.subcommand == "fit" and not settings["fast_dev_run"]
+        searching = self.subcommand == "fit" and self.config_init["fit"].lr_find
+        self.fitting = self.subcommand == "fit" and not (settings["fast_dev_run"] or searching)
         self.own_logger = settings["logger"] in (None, True)
         validates = getattr(self.datamodule, "val_size", 1) > 0
         self.model_checkpoint = RunCheckpoint(
@@ -269,6 +274,10 @@ class CLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Fits; a run that fails before its first step leaves nothing."""
+        if self.config["fit"].lr_find:
+            finder: Any = Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule, update_attr=False)
+            print(f"A learning rate to try: --model.optimizer.lr {finder.suggestion():.2g}; nothing was trained.")
+            return
         try:
             self.trainer.fit(**kwargs)
         except Exception:
@@ -280,7 +289,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Tests the best checkpoint on the official test set and says where everything is."""
         if not self.fitting:
-            print("fast_dev_run: no checkpoint, no test.")
+            if not self.config["fit"].lr_find:
+                print("fast_dev_run: no checkpoint, no test.")
             return
         best = self.model_checkpoint.best_model_path or None  # none was saved: test the model as it is now
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)

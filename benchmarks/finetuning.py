@@ -1,0 +1,154 @@
+"""What fine-tuning buys: learning curves, how much to train, and the best linear head.
+
+    python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --plot docs/images/learning_curves.png
+    python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --parts range probe --seeds 1
+
+Prints Markdown: test accuracies of the checkpoint that was best on the validation images, mean ± standard deviation
+over seeds; another seed is another subset, too. --plot needs matplotlib.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.report import machine, table
+from benchmarks.speed import fit
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.features import extract
+from mnist_lightning.resnet import ResNet18
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Training images, epochs: about as many steps as the small sets need to converge, and the large ones can afford.
+EPOCHS = {100: 100, 1000: 40, 10000: 12, 55000: 4}
+
+
+def measured(options: argparse.Namespace, *args: str) -> tuple[str, float, float]:
+    """(mean ± deviation as text, mean, seconds of one fit) of test accuracies in %."""
+    accuracies, seconds = [], []
+    for seed in range(options.seeds):
+        common = ["--data.source", "mnist", "--data.data_dir", options.data_dir]
+        common += ["--seed_everything", str(seed), "--data.split_seed", str(seed)]
+        took, accuracy = fit(*args, *common)
+        accuracies.append(accuracy)
+        seconds.append(took)
+    print(" ".join(args), accuracies, file=sys.stderr, flush=True)
+    mean = statistics.mean(accuracies)
+    deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{mean:.2f}{deviation}", mean, statistics.median(seconds)
+
+
+def resnet(options: argparse.Namespace) -> list[str]:
+    return ["--model.weights", options.weights, "--model.image_size", str(options.image_size)]
+
+
+def curves(options: argparse.Namespace) -> None:
+    """Accuracy by number of training images, three ways."""
+    points: dict[str, list[float]] = {
+        "ConvNet from scratch": [],
+        "ResNet18 frozen": [],
+        "ResNet18 unfrozen gradually": [],
+    }
+    rows = []
+    for size, epochs in EPOCHS.items():
+        common = ["--data.train_size", str(size), "--trainer.max_epochs", str(epochs), "--data.batch_size", "64"]
+        phase = max(1, epochs // 4)
+        schedule = {"class_path": "GradualUnfreezing", "init_args": {"layers": [0] * phase + [1] * phase + [2]}}
+        layers = f"--trainer.callbacks=[{json.dumps(schedule)}]"
+        gradual = str(CONFIGS / "resnet18_gradual.yaml")
+        texts = []
+        for name, args in zip(
+            points,
+            (
+                ["--config", str(CONFIGS / "convnet.yaml"), *common],
+                ["--config", str(CONFIGS / "resnet18_probe.yaml"), *common, *resnet(options)],
+                ["--config", gradual, *common, *resnet(options), layers],
+            ),
+            strict=True,
+        ):
+            text, mean, _ = measured(options, *args)
+            texts.append(text)
+            points[name].append(mean)
+        rows.append([f"{size:,}", str(epochs), *texts])
+    print(f"### Learning curves, image size {options.image_size}, {options.seeds} seeds\n")
+    print(table(["training images", "epochs", *points], rows) + "\n")
+    if options.plot:
+        plot(points, options.plot)
+
+
+def plot(points: dict[str, list[float]], path: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    panel = figure.subplots()
+    for name, means in points.items():
+        panel.plot(list(EPOCHS), [100 - mean for mean in means], "o-", label=name)
+    panel.set(xscale="log", yscale="log", xlabel="training images", ylabel="test error, %")
+    panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+def layers(options: argparse.Namespace) -> None:
+    """Accuracy and time by number of trainable layers."""
+    rows = []
+    names = ["none: the head alone", "layer4", "layer3 to 4", "layer2 to 4", "layer1 to 4", "all"]
+    for count, name in enumerate(names):
+        args = ["--config", str(CONFIGS / "resnet18_gradual.yaml"), "--trainer.callbacks", "null", *resnet(options)]
+        args += ["--model.trainable_layers", str(count), "--data.train_size", "10000"]
+        text, _, seconds = measured(options, *args)
+        rows.append([str(count), name, text, f"{seconds:.0f} s"])
+    print(f"### How much to train: 10,000 images, 3 epochs, image size {options.image_size}, {options.seeds} seeds\n")
+    print(table(["--model.trainable_layers", "trained beside the head", "test accuracy, %", "training"], rows) + "\n")
+
+
+def probe(options: argparse.Namespace) -> None:
+    """configs/resnet18_probe.yaml beside scikit-learn's logistic regression on the same features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rows = []
+    for size in (28, 64):
+        args = ["--config", str(CONFIGS / "resnet18_probe.yaml"), "--model.weights", options.weights]
+        text, _, seconds = measured(options, *args, "--model.image_size", str(size))
+        rows.append([str(size), "`configs/resnet18_probe.yaml`", text, f"{seconds:.0f} s"])
+        data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
+        data.setup("fit")
+        model = ResNet18(weights=options.weights, image_size=size)
+        model.load_pretrained()
+        train, test = (extract(model, part.images, show=True).numpy() for part in data.digits)
+        scaler, best = StandardScaler(), {}
+        chosen, kept = data.indices["train"], data.indices["val"]
+        x = scaler.fit_transform(train[chosen])
+        for strength in (0.01, 0.1, 1.0):
+            reference = LogisticRegression(C=strength, max_iter=300).fit(x, data.digits.train.labels[chosen])
+            score = reference.score(scaler.transform(train[kept]), data.digits.train.labels[kept])
+            best[score] = strength, reference
+        strength, reference = best[max(best)]
+        accuracy = 100 * reference.score(scaler.transform(test), data.digits.test.labels)
+        rows.append([str(size), f"scikit-learn's LogisticRegression(C={strength})", f"{accuracy:.2f}", ""])
+    print(f"### The best linear head, {options.seeds} seeds\n")
+    print(table(["image size", "", "test accuracy, %", "training"], rows) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"curves": curves, "range": layers, "probe": probe}
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--weights", default="imagenet", help="as --model.weights")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--image_size", type=int, default=28)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", help="PNG file for the learning curves")
+    options = parser.parse_args()
+    sys.argv[1:] = []
+    torch.manual_seed(0)
+    print(f"{machine()}; weights: `{Path(options.weights).name}`\n")
+    for part in options.parts:
+        parts[part](options)
+
+
+if __name__ == "__main__":
+    main()
