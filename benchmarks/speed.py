@@ -9,6 +9,7 @@ minutes that everything runs; its figures mean nothing.
 """
 
 import argparse
+import ast
 import contextlib
 import os
 import resource
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.loops import bare_convnet, tutorial_convnet, tutorial_resnet18
 from benchmarks.report import gflops, machine, spread, table
 from mnist_lightning.cli import CLI
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.features import cache_folder, extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Digits, Split
+
+memory: dict[str, float] = {}  # peak, in MB, of what ran elsewhere
 
 
 class FirstImages(MNISTDataModule):
@@ -87,76 +90,96 @@ def fit(*args: str) -> tuple[float, float]:
     return watch.seconds, 100 * float(cli.trainer.callback_metrics["test/acc"])
 
 
+def elsewhere(loop: str) -> Generator[Any, None, None]:
+    """What a generator of benchmarks.loops yields in a process of its own, which stands still in between.
+
+    In this process the loops would share what `fit` asks of malloc, see memory.py.
+    """
+    code = (
+        f"from benchmarks.loops import *\nfrom mnist_lightning.memory import keep_freed_memory\nimport resource\n{loop}"
+    )
+    code += (
+        "\n    print('yielded', repr(value), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); input()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stdout or ():
+                if line.startswith("yielded "):
+                    value, kilobytes = line.removeprefix("yielded ").rsplit(maxsplit=1)
+                    memory[loop] = int(kilobytes) / 1024
+                    yield ast.literal_eval(value)
+                    print(file=process.stdin, flush=True)
+        finally:
+            process.kill()
+
+
 def convnet(options: argparse.Namespace) -> None:
-    """One epoch of the default recipe, three ways in turn, and the peak memory of two of them."""
-    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
-    data.setup("fit")
-    bare_steps = 20 if options.quick else None
+    """One epoch of the default recipe, four ways in turn, and the peak memory of them."""
+    steps = 20 if options.quick else None
     limit = ["--trainer.limit_train_batches", "20"] if options.quick else []
-    tutorial = tutorial_convnet(options.writable, 20 if options.quick else None)
-    seconds: dict[str, list[float]] = {"tutorial": [], "bare": [], "lightning": []}
+    loops = {
+        "the tutorial's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
+        "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
+        "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
+        f"{steps}):",
+    }
+    ways = {name: elsewhere(loop) for name, loop in loops.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "`fit`")}
     before = 0.0
     for _ in range(options.rounds):
-        after, _ = next(tutorial)
-        seconds["tutorial"].append(after - before)
-        before = after
-        seconds["bare"].append(bare_convnet(data, bare_steps))
-        seconds["lightning"].append(
-            fit("--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1", *limit)[0]
-        )
-    names = {"tutorial": "the tutorial's loop", "bare": "a bare loop over in-memory batches", "lightning": "`fit`"}
+        for name, way in ways.items():
+            seconds[name].append(next(way))
+        tutorial = seconds["the tutorial's loop"]
+        tutorial[-1], before = tutorial[-1] - before, tutorial[-1]
+        args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1", *limit]
+        seconds["`fit`"].append(fit(*args)[0])
+    peaks = [memory[loop] for loop in loops.values()] + [own_peak()]
+    _, bare, _, _ = peaks
     rows = []
-    for name, label in names.items():
-        to_bare = [a / b for a, b in zip(seconds[name], seconds["bare"], strict=True)]
-        to_tutorial = [a / b for a, b in zip(seconds[name], seconds["tutorial"], strict=True)]
-        rows.append([label, spread(seconds[name], " s", 1), spread(to_bare), spread(to_tutorial)])
+    for (name, values), peak in zip(seconds.items(), peaks, strict=True):
+        to_bare = [a / b for a, b in zip(values, seconds["a bare loop over in-memory batches"], strict=True)]
+        to_tutorial = [a / b for a, b in zip(values, tutorial, strict=True)]
+        ratios = [spread(to_bare), spread(to_tutorial)]
+        rows.append([name, spread(values, " s", 1), *ratios, f"{peak:.0f} MB, {peak / bare:.2f} of the bare loop's"])
     print("### One epoch of ConvNet\n")
-    print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the tutorial's"], rows))
-    common = f"'--data.source', 'mnist', '--data.data_dir', {options.data_dir!r}"
-    programs = {
-        "bare": f"d = MNISTDataModule(source='mnist', data_dir={options.data_dir!r}); d.setup('fit'); bare_convnet(d)",
-        "lightning": f"fit({common}, '--trainer.max_epochs', '1')",
-    }
-    peak = {name: peak_memory(program) for name, program in programs.items()}
-    ratio = peak["lightning"] / peak["bare"]
-    print(
-        f"\nPeak memory: bare loop {peak['bare']:.0f} MB, `fit` {peak['lightning']:.0f} MB: ratio {ratio:.2f}, n = 1.\n"
-    )
+    print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the tutorial's", "peak memory"], rows) + "\n")
 
 
 def fast(options: argparse.Namespace) -> None:
     """The tutorial's ten epochs, and after each of them a whole fit of configs/convnet_fast.yaml with another seed."""
-    tutorial = tutorial_convnet(options.writable, 20 if options.quick else None)
+    steps = 20 if options.quick else None
+    tutorial = elsewhere(f"for value in tutorial_convnet({options.writable!r}, {steps}):")
     config = [
         "--config",
         str(Path(__file__).parents[1] / "configs/convnet_fast.yaml"),
         "--data.data_dir",
         options.data_dir,
     ]
-    seconds, accuracies = [], []
+    ways: dict[str, list[str]] = {
+        "`fit`": [],
+        "`fit`, `--trainer.precision bf16-mixed`": ["--trainer.precision", "bf16-mixed"],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    accuracies: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(1 if options.quick else 10):
         whole, tutorial_accuracy = next(tutorial)
-        took, accuracy = fit(*config, "--seed_everything", str(seed))
-        seconds.append(took)
-        accuracies.append(accuracy)
-    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+        for name, extra in ways.items():
+            took, accuracy = fit(*config, "--seed_everything", str(seed), *extra)
+            seconds[name].append(took)
+            accuracies[name].append(accuracy)
+    rows = [["the tutorial's loop", f"{seed + 1} epochs", f"{whole:.0f} s (n = 1)", f"{tutorial_accuracy:.2f}", "1"]]
+    for name in ways:
+        deviation = statistics.stdev(accuracies[name]) if len(accuracies[name]) > 1 else 0.0
+        ours = f"{statistics.mean(accuracies[name]):.2f} ± {deviation:.2f}, lowest {min(accuracies[name]):.2f}"
+        faster = f"**{whole / statistics.median(seconds[name]):.0f}**"
+        rows.append([name, "430 batches", spread(seconds[name], " s", 1), ours, faster])
     print("### 99 % as soon as possible: `configs/convnet_fast.yaml`\n")
-    ours = f"{statistics.mean(accuracies):.2f} ± {deviation:.2f}, lowest {min(accuracies):.2f}"
-    rows = [
-        ["the tutorial's loop", f"{len(seconds)} epochs", f"{whole:.0f} s (n = 1)", f"{tutorial_accuracy:.2f}", "1"],
-        ["`fit`", "430 batches", spread(seconds, " s", 1), ours, f"**{whole / statistics.median(seconds):.0f}**"],
-    ]
     print(table(["", "length", "training", "test accuracy, %", "faster by"], rows) + "\n")
 
 
-def peak_memory(program: str) -> float:
-    """Peak resident memory, in MB, of a fresh process that runs `program` with this module's names."""
-    code = f"from benchmarks.speed import *\nsys.argv[1:] = []\n{program}\nprint('peak', own_peak())"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
-
-
 def own_peak() -> float:
+    """Peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -231,8 +254,10 @@ def resnet18(options: argparse.Namespace) -> None:
     for size, images in ((28, 300),) if options.quick else ((28, 10000), (64, 10000), (28, 60000)):
         times: dict[str, list[float]] = {"tutorial": [], "first": [], "second": []}
         for _ in range(1 if images == 60000 else min(options.rounds, 2)):
-            loop = tutorial_resnet18(options.writable, options.weights, size, images)
-            times["tutorial"].append([next(loop)[0] for _ in range(5)][-1])
+            loop = f"tutorial_resnet18({options.writable!r}, {options.weights!r}, {size}, {images})"
+            epochs = elsewhere(f"for value, _ in {loop}:")
+            times["tutorial"].append([next(epochs) for _ in range(5)][-1])
+            epochs.close()
             shutil.rmtree(cache_folder(), ignore_errors=True)
             for name in ("first", "second"):
                 times[name].append(fit(*frozen(options, size, images, 5))[0])

@@ -234,6 +234,13 @@ def test_fast_dev_run_leaves_nothing(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
+def test_lr_find_names_a_rate_and_leaves_nothing(tmp_path: Path) -> None:
+    out = command("fit", "--lr_find", "true", "--data.source", "digits")
+    rate = float(re.search(r"A learning rate to try: --model.optimizer.lr (\S+); nothing was trained.\n$", out)[1])
+    assert 1e-8 < rate < 1
+    assert files(tmp_path) == []
+
+
 def test_bf16_mixed_trains(capsys: pytest.CaptureFixture[str]) -> None:
     # BUG at the time of writing: Lightning's model summary warns that it counts megabytes in 32 bits.
     out = command("fit", *SHORT, "--trainer.max_epochs", 1, "--trainer.precision", "bf16-mixed")
