@@ -259,7 +259,9 @@ class CLI(LightningCLI):
             self.run_folder = claim(root, name)
             try:
                 with write_whole(self.run_folder / "config.yaml") as file:
-                    file.write(self._parser("fit").dump(settings, skip_none=False).encode())
+                    kept = settings.clone()
+                    del kept["lr_find"]  # other commands, which take the file as well, don't have it
+                    file.write(self._parser("fit").dump(kept, skip_none=False).encode())
             except OSError:
                 unclaim(self.run_folder)
                 raise

@@ -11,7 +11,7 @@ SWEEP = Path(__file__).parents[1] / "examples" / "sweep.py"
 SHORT = ["--data.source", "digits", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
 
 
-def sweep(folder: Path, *args: str, code: str = "") -> subprocess.CompletedProcess:
+def sweep(folder: Path, *args: str, code: str = "pass") -> subprocess.CompletedProcess:
     start = f"import runpy, sys; sys.path.insert(0, {str(SWEEP.parents[1])!r}); {code}; "
     start += f"sys.argv = ['sweep.py', *sys.argv[1:]]; runpy.run_path({str(SWEEP)!r}, run_name='__main__')"
     return subprocess.run([sys.executable, "-c", start, *args], cwd=folder, capture_output=True, text=True)
