@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
@@ -52,6 +52,8 @@ def run(args: list[str] | None = None) -> int:
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
     try:
         CLI(args)
+    except SIGTERMException:  # a SystemExit without a code: the process would end with 0
+        return 128 + signal.SIGTERM
     except UserError as error:
         return report(error)
     except ValueError as error:  # of the Trainer or torch, for values that only show in use
