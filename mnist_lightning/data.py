@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.sources import Digits, load_digits, load_mnist
+from mnist_lightning.sources import Digits, Split, load_digits, load_mnist
 
 Batch = tuple[Tensor, Tensor]
 
@@ -89,6 +89,10 @@ class MNISTDataModule(LightningDataModule):
         train, val = split(len(self.digits.train.labels), self.val_size, self.split_seed)
         if self.train_size is not None:
             train = balanced(train, self.digits.train.labels, self.train_size)
+            kept = torch.cat([train, val])  # the others go, so that no frozen layer has to see them
+            part = Split(self.digits.train.images[kept], self.digits.train.labels[kept])
+            self.digits = self.digits._replace(train=part)
+            train, val = torch.arange(len(kept)).split([len(train), len(val)])
         self.indices = {"train": train, "val": val, "test": torch.arange(len(self.digits.test.labels))}
 
     def _load(self) -> Digits:

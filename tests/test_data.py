@@ -317,11 +317,16 @@ def test_train_size_beyond_the_rarest_digit_goes_on_with_the_others() -> None:
     assert labels[balanced(torch.arange(7), labels, 6)].bincount().tolist() == [4, 2]
 
 
-def test_train_size_leaves_validation_as_it_is(mnist_dir: Path) -> None:
+def test_train_size_leaves_validation_as_it_is_and_drops_the_rest(mnist_dir: Path) -> None:
     whole, few = ready(str(mnist_dir)), ready(str(mnist_dir), train_size=50)
-    assert torch.equal(whole.indices["val"], few.indices["val"])
-    assert set(few.indices["train"].tolist()) < set(whole.indices["train"].tolist())
+
+    def images(data: MNISTDataModule, part: str) -> list[bytes]:
+        return [image.numpy().tobytes() for image in data.digits.train.images[data.indices[part]]]
+
+    assert images(few, "val") == images(whole, "val")
+    assert set(images(few, "train")) < set(images(whole, "train"))
     assert len(few.indices["train"]) == 50
+    assert len(few.digits.train.labels) == 50 + len(few.indices["val"])  # a frozen backbone passes no others
 
 
 def test_train_size_of_more_than_there_are_is_refused(mnist_dir: Path) -> None:

@@ -345,7 +345,7 @@ def test_signal_in_the_final_test_is_an_exit_code(
 
 @pytest.mark.parametrize("where", [
     "on_train_batch_end 8", *(pytest.param(place, marks=slow) for place in (
-        "on_train_start 1", "on_before_optimizer_step 13", "on_validation_batch_end 1", "on_train_epoch_end 2",
+        "on_train_batch_start 2", "on_before_optimizer_step 13", "on_validation_batch_end 1", "on_train_epoch_end 2",
     )),
 ])  # fmt: skip
 def test_exception_leaves_a_checkpoint_that_no_later_command_deletes(where: str, tmp_path: Path, tried: Tried) -> None:
