@@ -220,6 +220,26 @@ def startup(options: argparse.Namespace) -> None:
     print(table(["command", "seconds", "ratio to importing LightningCLI"], rows) + "\n")
 
 
+def saving(options: argparse.Namespace) -> None:
+    """Writing `last.ckpt`, which `fit` does once a minute."""
+    rows = []
+    for name, extra in {"ConvNet": [], "ResNet18": ["--model.weights", "none", "--model.image_size", "28"]}.items():
+        with tempfile.TemporaryDirectory() as root:
+            where = ["--data.source", "digits", "--trainer.max_epochs", "1", "--trainer.default_root_dir", root]
+            with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+                trainer = CLI(["fit", "--model", name, *extra, *where]).trainer
+            seconds = []
+            for _ in range(2 if options.quick else 20):
+                start = time.perf_counter()
+                trainer.save_checkpoint(Path(root) / "last.ckpt", weights_only=False)
+                seconds.append(time.perf_counter() - start)
+            size = (Path(root) / "last.ckpt").stat().st_size / 1e6
+        milliseconds = spread([1000 * value for value in seconds], " ms", 0)
+        rows.append([name, f"{size:.1f} MB", milliseconds, f"{100 * statistics.median(seconds) / 60:.2f} %"])
+    print("### Saving a checkpoint\n")
+    print(table(["model", "file", "one save", "of a minute"], rows) + "\n")
+
+
 def backbone(options: argparse.Namespace) -> None:
     """The feature pass against the machine's matrix-multiply rate, measured just before and after each."""
     data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
@@ -315,7 +335,7 @@ def plot(points: dict[str, list[list[float]]], path: str) -> None:
 
 
 def main() -> None:
-    parts = {part.__name__: part for part in (convnet, fast, startup, backbone, resnet18, growth)}
+    parts = {part.__name__: part for part in (convnet, fast, startup, saving, backbone, resnet18, growth)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data", help="holds MNIST/raw")
     parser.add_argument("--weights", required=True, help="ResNet18's state dict in torchvision's names")

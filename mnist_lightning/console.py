@@ -27,6 +27,8 @@ QUIET_WARNINGS = (
     ".*is not supported by the model summary.*",
     # --data.val_size 0.
     ".*Total length of `list` across ranks is zero.*",
+    # Lightning's all_gather calls what torch 2.15 deprecates.
+    ".*all_gather is deprecated.*",
     # claim() made the folder; it is empty but for what a resumed run left there.
     ".*Checkpoint directory .* exists and is not empty.*",
 )
