@@ -1,11 +1,9 @@
-"""python -m mnist_lightning fit | validate | test | predict"""
+"""python -m mnist_lightning fit | validate | test | predict | export"""
 
 import sys
 
 from mnist_lightning.errors import report
-from mnist_lightning.explain import explain
-
-COMMANDS = "fit, validate, test, predict"
+from mnist_lightning.explain import COMMANDS, explain
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Checkpoint files: written whole or not at all, read without running anything in them."""
 
+import importlib
 import io
 import os
 import warnings
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 
@@ -60,6 +62,26 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not (named and isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())):
         raise UserError(expected, f"{path}, which is something else", remedy)
     return checkpoint
+
+
+def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
+    """The model of a checkpoint, of the class and with the settings that it was trained with: on the CPU, in eval mode.
+
+    Raises:
+        UserError: there is no such file, it isn't a checkpoint of this project, or its class has changed since.
+    """
+    class_path = read_checkpoint(Path(path))["hyper_parameters"]["_class_path"]
+    module, _, name = class_path.rpartition(".")
+    remedy = "install that class's package, or the version of this one that wrote the checkpoint."
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        if not issubclass(cls, DigitClassifier):
+            raise TypeError(f"{class_path} is no DigitClassifier")
+        return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # KeyError is of our own code
+        reason = str(error).strip().splitlines()
+        got = f"{path}, of {class_path}: {' '.join(reason[:2])}"
+        raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error
 
 
 def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:

@@ -27,6 +27,7 @@ from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
 from mnist_lightning.explain import LOOK_UP, explain
+from mnist_lightning.export import export
 from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
 from mnist_lightning.memory import keep_freed_memory
@@ -39,6 +40,7 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
+FUNCTIONS = {"export": export}  # the commands that need no Trainer
 CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule]}
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
@@ -51,7 +53,11 @@ def run(args: list[str] | None = None) -> int:
     # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
     try:
-        CLI(args)
+        typed = sys.argv[1:] if args is None else args
+        if typed and typed[0] in FUNCTIONS:
+            call(*typed)
+        else:
+            CLI(args)
     except SIGTERMException:  # a SystemExit without a code: the process would end with 0
         return 128 + signal.SIGTERM
     except UserError as error:
@@ -69,6 +75,19 @@ def run(args: list[str] | None = None) -> int:
     return 0
 
 
+def call(name: str, *typed: str) -> None:
+    """Runs one of FUNCTIONS with the arguments that are typed as its options."""
+    parser = Parser(prog=f"python -m mnist_lightning {name}", description=None)
+    parser.add_function_arguments(FUNCTIONS[name])
+    try:
+        settings = parser.parse_args(list(typed))
+    except ParserError as error:
+        options = dict.fromkeys(parser._option_string_actions, "")
+        look_up = f"{parser.prog} --help lists the options."
+        raise explain(_in_full(str(error), list(typed)), options, {}, look_up) from error
+    FUNCTIONS[name](**settings.as_dict())
+
+
 class ParserError(ValueError):
     """A parser's report. Parsers are nested, and the outer one reads the inner one's: only the last is explained."""
 
@@ -81,6 +100,12 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ParserError(message) from ex
+
+
+DESCRIPTION = (
+    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. One command more, "
+    "with a --help of its own: export writes a checkpoint as .onnx, .pt2 or .safetensors."
+)
 
 
 class CLI(LightningCLI):
@@ -99,7 +124,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={"description": __doc__},
+            parser_kwargs={"description": DESCRIPTION},
             args=args,
         )
 

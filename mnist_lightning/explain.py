@@ -6,17 +6,21 @@ from collections.abc import Mapping
 
 from mnist_lightning.errors import UserError
 
+COMMANDS = "fit, validate, test, predict, export"
 LOOK_UP = "python -m mnist_lightning fit --help lists the options, fit --model.help ConvNet those of a model."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
 
-def explain(message: str, options: Mapping[str, str], classes: Mapping[str, list[str]]) -> UserError:
+def explain(
+    message: str, options: Mapping[str, str], classes: Mapping[str, list[str]], look_up: str = LOOK_UP
+) -> UserError:
     """The three lines for a parser's message.
 
     Args:
         message: jsonargparse's report.
         options: every option that exists, with its dashes, and the class that it belongs to ("" for the rest).
         classes: the class names that an option takes, as {"model": ["ConvNet", "ResNet18"]}.
+        look_up: the remedy where there is none better.
     """
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))  # from the outside in: model, optimizer, lr
     unknown = re.search(r"unrecognized arguments: ([^\s=]+)|Option '(.+?)' is not accepted|option '(.+)'", message)
@@ -25,24 +29,24 @@ def explain(message: str, options: Mapping[str, str], classes: Mapping[str, list
         if owner := options.get(option):
             remedy = f"it belongs to {owner}: add --{option[2:].split('.')[0]} {owner}."
         else:
-            remedy = did_you_mean(option, options)
+            remedy = did_you_mean(option, options, look_up)
         return UserError("an option that exists here", option, remedy)
     if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
         names = match[2].replace("'", "").split(", ")
-        return UserError(f"one of {', '.join(names)}", match[1], did_you_mean(match[1], names))
+        return UserError(f"one of {', '.join(names)}", match[1], did_you_mean(match[1], names, look_up))
     if match := re.search(r"dot import path string: (.*)|Import path (?:does not|is not).*", message):
         got = match[1] or _given(message)
         names = classes.get(key, [])
         expected = f"a class for --{key}" + (f": {', '.join(names)}" if 0 < len(names) < 5 else ", by its name")
         if key.endswith((".lr", "size")):  # a number may be written as a path to one, too
-            return UserError(f"a number for --{key}", got, LOOK_UP)
-        return UserError(expected, got, did_you_mean(got, names))
+            return UserError(f"a number for --{key}", got, look_up)
+        return UserError(expected, got, did_you_mean(got, names, look_up))
     if match := re.search(r"arguments are required: (?:\w+\.)?(\w+)$", message):
-        return UserError(f"--{match[1]}", "nothing", LOOK_UP)
+        return UserError(f"--{match[1]}", "nothing", look_up)
     if match := re.search(r"arguments are required: (.*)", message):
         return UserError(f"{match[1]} beside --{key}", "nothing", f"add --{key}.{match[1].split(',')[0]} VALUE.")
     if match := re.search(r"argument (--\S+): expected one argument", message):
-        return UserError(f"a value after {match[1]}", "nothing", LOOK_UP)
+        return UserError(f"a value after {match[1]}", "nothing", look_up)
     if match := re.search(r"Path is not a file: '(.*)'", message):
         return UserError("a config file", f"a folder: {match[1]}", "the project's own are in configs/.")
     if match := re.search(r"File does not exist: '(.*)'", message):
@@ -52,16 +56,16 @@ def explain(message: str, options: Mapping[str, str], classes: Mapping[str, list
         return UserError("a config file in YAML, as --print_config prints it", got, "mend that place.")
     if "subcommand" in message:
         remedy = "for example: python -m mnist_lightning fit --model ConvNet"
-        return UserError("a command: fit, validate, test, predict", "none", remedy)
+        return UserError(f"a command: {COMMANDS}", "none", remedy)
     if key:
-        return UserError(f"--{key} to be {_kind(message)}", _given(message), LOOK_UP)
-    return UserError("a valid command line", re.sub(r"\s+", " ", message)[:300], LOOK_UP)
+        return UserError(f"--{key} to be {_kind(message)}", _given(message), look_up)
+    return UserError("a valid command line", re.sub(r"\s+", " ", message)[:300], look_up)
 
 
-def did_you_mean(word: str, known: Mapping[str, str] | list[str]) -> str:
+def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str = LOOK_UP) -> str:
     """The nearest of the known words as a question, else where to look them up."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else LOOK_UP
+    return f"did you mean {close[0]}?" if close else look_up
 
 
 def _given(message: str) -> str:

@@ -60,6 +60,15 @@ def newest_checkpoint(root: Path, which: str, model: str | None) -> Path:
     return newest.with_name(f"{which}.ckpt")
 
 
+def find_checkpoint(name: str) -> Path:
+    """The checkpoint of that name: a file; or best or last, of the newest run under the current folder.
+
+    Raises:
+        UserError: there is no run.
+    """
+    return newest_checkpoint(Path(), name, None) if name in ("best", "last") else Path(name)
+
+
 def run_of(checkpoint: Path) -> Path:
     """The run that a checkpoint belongs to; for a checkpoint from elsewhere the folder that it lies in."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
