@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.convnet import ConvNet
     from mnist_lightning.data import MNISTDataModule
+    from mnist_lightning.photos import Photos
     from mnist_lightning.resnet import ResNet18
 
 __version__ = "0.1.0"
-__all__ = ["ConvNet", "DigitClassifier", "MNISTDataModule", "ResNet18", "load_model"]
+__all__ = ["ConvNet", "DigitClassifier", "MNISTDataModule", "Photos", "ResNet18", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,7 @@ def __getattr__(name: str) -> Any:
         "ConvNet": "convnet",
         "DigitClassifier": "classifier",
         "MNISTDataModule": "data",
+        "Photos": "photos",
         "ResNet18": "resnet",
         "load_model": "checkpoints",
     }

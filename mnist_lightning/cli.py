@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
@@ -31,6 +31,7 @@ from mnist_lightning.export import export
 from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
 from mnist_lightning.memory import keep_freed_memory
+from mnist_lightning.photos import Photos
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
@@ -41,7 +42,7 @@ DEFAULTS = {
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
 FUNCTIONS = {"export": export}  # the commands that need no Trainer
-CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule]}
+CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule, Photos]}
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
 }
@@ -57,7 +58,7 @@ def run(args: list[str] | None = None) -> int:
         if typed and typed[0] in FUNCTIONS:
             call(*typed)
         else:
-            CLI(args)
+            return CLI(args).exit_code
     except SIGTERMException:  # a SystemExit without a code: the process would end with 0
         return 128 + signal.SIGTERM
     except UserError as error:
@@ -103,20 +104,26 @@ class Parser(LightningArgumentParser):
 
 
 DESCRIPTION = (
-    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. One command more, "
+    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. Another, "
     "with a --help of its own: export writes a checkpoint as .onnx, .pt2 or .safetensors."
 )
 
 
 class CLI(LightningCLI):
-    """fit, validate, test and predict; a checkpoint brings its model, hyperparameters and data settings along."""
+    """fit, validate, test and predict; a checkpoint brings its model, hyperparameters and data settings along.
+
+    Attributes:
+        exit_code: 0, or 1 where some photos couldn't be read.
+    """
+
+    exit_code = 0
 
     def __init__(self, args: ArgsType = None) -> None:
         hush()
         keep_freed_memory()
         super().__init__(
             DigitClassifier,
-            MNISTDataModule,
+            LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -205,6 +212,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
+        if _class(settings.data.class_path) is Photos:
+            Photos.check(str(self.subcommand))
         if self.subcommand == "fit":
             trainer = settings.trainer
             if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
@@ -326,6 +335,8 @@ class CLI(LightningCLI):
         self.after_test()
         if self.trainer.is_global_zero:
             print(f"Dashboards     tensorboard --logdir {shown_path(self.run_folder.parent.parent)}")
+            kept = f"--ckpt_path {shown_path(Path(best))}" if best else "--ckpt_path FILE (this run kept none)"
+            print(f"Your digits    python -m mnist_lightning predict {kept} --data Photos --data.path photo.png")
             if getattr(self.datamodule, "fell_back", False):
                 print("WARNING: this was not MNIST, which could not be had, but scikit-learn's 1,797 digits.")
 
@@ -349,10 +360,18 @@ class CLI(LightningCLI):
 
     def before_predict(self) -> None:
         self.run_folder = run_of(Path(self.config["predict"].ckpt_path))
-        self.predictions = self.run_folder / "predictions.csv"
-        self.trainer.callbacks.append(  # type: ignore[attr-defined]
-            PredictionWriter(self.predictions)
-        )
+        name = "photos.csv" if isinstance(self.datamodule, Photos) else "predictions.csv"
+        self.predictions = self.run_folder / name
+        if not isinstance(self.datamodule, Photos):
+            writer = PredictionWriter(self.predictions)
+            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+
+    def predict(self, **kwargs: Any) -> None:
+        answers: Any = self.trainer.predict(**kwargs) or []
+        if isinstance(self.datamodule, Photos):
+            probabilities = [answer["probabilities"].float().cpu() for answer in answers]
+            whole = self.datamodule.tell(torch.cat([torch.empty(0, 10), *probabilities]), self.predictions)
+            self.exit_code = 0 if whole else 1
 
     def after_predict(self) -> None:
         if self.trainer.is_global_zero:
