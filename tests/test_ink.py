@@ -46,7 +46,9 @@ def test_ink_fits_the_box_of_20_and_is_centred_by_mass(seven: Image.Image) -> No
     lambda picture: ImageOps.expand(picture, (0, 400, 700, 0), 255),
     lambda picture: picture.resize((2000, 3000), Image.Resampling.BICUBIC),
     lambda picture: picture.resize((40, 60), Image.Resampling.BOX),
-], ids=["light on dark", "RGB", "bilevel", "palette", "I", "F", "blue on yellow", "in a corner", "large", "small"])  # fmt: skip
+], ids=[
+    "light on dark", "RGB", "bilevel", "palette", "I", "F", "blue on yellow", "in a corner", "large", "small",
+])  # fmt: skip
 def test_how_the_picture_is_stored_makes_no_difference(change: object, seven: Image.Image) -> None:
     assert callable(change)
     assert alike(ink(change(seven)).image, ink(seven).image) > 0.95
