@@ -96,11 +96,11 @@ class DigitClassifier(LightningModule):
             self.log("train/acc", self._metric("train_acc"), on_step=False, on_epoch=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
@@ -159,7 +159,11 @@ class DigitClassifier(LightningModule):
             raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
         return min(known)
 
-    def _evaluate(self, part: str, batch: Batch) -> None:
+    def stages(self) -> dict[str, nn.Module]:
+        """The layers whose output pictures.py and demo.py show, by name, in order."""
+        return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
+
+    def _evaluate(self, part: str, batch: Batch) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss, accuracy = self._metric(f"{part}_loss"), self._metric(f"{part}_acc")
@@ -167,6 +171,7 @@ class DigitClassifier(LightningModule):
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
         accuracy.update(logits, labels)
         self.log_dict({f"{part}/loss": loss, f"{part}/acc": accuracy}, prog_bar=part == "val")
+        return logits
 
     def _metric(self, name: str) -> Metric:
         return cast(Metric, self.metrics[name])

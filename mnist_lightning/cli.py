@@ -32,6 +32,8 @@ from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
 from mnist_lightning.memory import keep_freed_memory
 from mnist_lightning.photos import Photos
+from mnist_lightning.pictures import Pictures
+from mnist_lightning.pictures import report as write_report
 from mnist_lightning.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
@@ -260,6 +262,9 @@ class CLI(LightningCLI):
             callbacks += [self.model_checkpoint, last, minutely]
         if self.fitting and settings["logger"] is not False:
             callbacks.append(LearningRateMonitor())
+        self.pictures = Pictures()
+        if self.fitting or self.subcommand in ("validate", "test"):
+            callbacks.append(self.pictures)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         plugins = settings["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -308,7 +313,7 @@ class CLI(LightningCLI):
             if isinstance(callback, RunCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder)
         self.trainer.callbacks.insert(0, Interruption(folder / "last.ckpt"))  # type: ignore[attr-defined]
-        self._log_into(self.run_folder)
+        self._log_into(self.run_folder, (self.checkpoint or {}).get("global_step"))
 
     def fit(self, **kwargs: Any) -> None:
         """Fits; a run that fails before its first step leaves nothing."""
@@ -334,6 +339,9 @@ class CLI(LightningCLI):
         self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         self.after_test()
         if self.trainer.is_global_zero:
+            if isinstance(self.trainer.logger, RunLogger) and "test" in self.pictures.answers:
+                report_png = self.run_folder / "report.png"
+                write_report(report_png, self.pictures.answers["test"], self.trainer.logger.rows)
             print(f"Dashboards     tensorboard --logdir {shown_path(self.run_folder.parent.parent)}")
             kept = f"--ckpt_path {shown_path(Path(best))}" if best else "--ckpt_path FILE (this run kept none)"
             print(f"Your digits    python -m mnist_lightning predict {kept} --data Photos --data.path photo.png")
@@ -377,9 +385,9 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(f"Predictions    {shown_path(self.predictions)}")
 
-    def _log_into(self, run: Path) -> None:
+    def _log_into(self, run: Path, steps: int | None = None) -> None:
         if self.own_logger:
-            self.trainer.loggers = [RunLogger(run)]
+            self.trainer.loggers = [RunLogger(run, steps)]
 
     def _report(self, title: str, part: str) -> None:
         if not self.trainer.is_global_zero:

@@ -142,6 +142,9 @@ class ResNet18(DigitClassifier):
         """The backbone's output (B, 512) of uint8 images (B, 1, 28, 28)."""
         return self.backbone(self.prepare(images))
 
+    def stages(self) -> dict[str, nn.Module]:
+        return dict(zip(("stem", "layer1", "layer2", "layer3", "layer4"), self.layers, strict=False))
+
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         head = [(list(self.head.parameters()), 1.0)]

@@ -1,5 +1,7 @@
 """A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, logged into."""
 
+import csv
+import io
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import write_whole
 
 LOGS = "lightning_logs"
 
@@ -75,10 +78,48 @@ def run_of(checkpoint: Path) -> Path:
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard events straight into a run's folder."""
+    """TensorBoard events straight into a run's folder, and the same numbers in its metrics.csv.
 
-    def __init__(self, run: Path) -> None:
+    Lightning's CSVLogger would delete the metrics.csv of the run that is resumed.
+
+    Args:
+        run: the folder.
+        steps: so many optimizer steps a resumed fit starts from; it will take those after them again.
+
+    Attributes:
+        rows: of metrics.csv, as {"step": 49, "train/loss": 0.5}.
+    """
+
+    def __init__(self, run: Path, steps: int | None = None) -> None:
         super().__init__(save_dir=run.parent, name="", version=run.name, default_hp_metric=False)
+        self.path = run / "metrics.csv"
+        self.rows = [row for row in read_metrics(self.path) if steps is None or row["step"] < steps]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        row = {"step": float(step or 0), **{name: float(value) for name, value in metrics.items()}}
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1].update(row)
+        else:
+            self.rows.append(row)
+        if any(name.startswith(("val/", "test/")) for name in row):
+            self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self.rows:
+            self._write()
+
+    def _write(self) -> None:
+        names = sorted({name for row in self.rows for name in row} - {"step", "epoch"})
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["step", "epoch", *names])
+        table.writeheader()
+        table.writerows({**row, "step": int(row["step"])} for row in self.rows)
+        with write_whole(self.path) as file:
+            file.write(text.getvalue().encode())
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
@@ -100,6 +141,15 @@ class RunLogger(TensorBoardLogger):
         """Only flushes: the hparams.yaml that Lightning writes here would repeat config.yaml."""
         if self._experiment is not None:
             self._experiment.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, or none where it isn't there or isn't one."""
+    try:
+        with path.open(newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file) if row.get("step")]
+    except (OSError, ValueError):
+        return []
 
 
 def shown_path(path: Path) -> str:
