@@ -97,7 +97,8 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
+        # Lightning adds the epoch to each: a chart of its own, in front of all others.
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
         row = {"step": float(step or 0), **{name: float(value) for name, value in metrics.items()}}
         if self.rows and self.rows[-1]["step"] == row["step"]:
             self.rows[-1].update(row)
@@ -128,10 +129,12 @@ class RunLogger(TensorBoardLogger):
         Lightning does that by logging a value for each metric at step 0, which then stands in the plots as if it had
         been measured; the tab needs the names alone.
         """
+        flat = _flatten_dict(params).items()
         shown = {
             key: value if isinstance(value, (bool, int, float)) else str(value)
-            for key, value in _flatten_dict(params).items()
-            if not key.startswith("_")
+            for key, value in ((key.replace("/init_args", "").removesuffix("/class_path"), value) for key, value in flat)
+            # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
+            if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
         writer = self.experiment._get_file_writer()
         for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):

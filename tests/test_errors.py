@@ -121,7 +121,7 @@ BAD = {
     "fit --model ConvNt": "class for --model: ConvNet, ResNet18 got ConvNt did you mean ConvNet",
     "fit --model convnet": "got convnet did you mean ConvNet",
     "fit --model=ResNet": "got ResNet did you mean ResNet18",
-    "fit --data MNISTDatamodule": "class for --data: MNISTDataModule got MNISTDatamodule did you mean MNISTDataModule",
+    "fit --data MNISTDatamodule": "class for --data: .*Photos got MNISTDatamodule did you mean MNISTDataM",
     "fit --modle ConvNet": "an option that exists here got --modle did you mean --model",
     "fit --data.batchsize 3": "got --data.batchsize did you mean --data.batch_size",
     "fit --traner.max_epochs 3": "got --traner.max_epochs did you mean --trainer.max_epochs",
@@ -130,7 +130,7 @@ BAD = {
     "fit --model.optimizer AdamW --model.optimizer.lrr 1": "got --model.optimizer.lrr",
     "fit --model.scheduler OneCycle": "class for --model.scheduler, by its name got OneCycle did you mean OneCycleLR",
     "fitt": "one of fit, validate, test, predict got fitt did you mean fit",
-    "": "a command: fit, validate, test, predict got none for example: python -m mnist_lightning fit",
+    "": "a command: fit, validate, test, predict, export.* got none for example: python -m mnist_lightning fit",
     # Right, in the wrong place
     "fit --model.image_size 64": "got --model.image_size it belongs to ResNet18: add --model ResNet18",
     "fit --model ConvNet --model.weights none": "got --model.weights it belongs to ResNet18",

@@ -119,7 +119,8 @@ def test_logger_writes_into_the_run_itself(tmp_path: Path) -> None:
     logger.log_metrics({"val/acc": 0.5}, step=1)
     logger.save()
     logger.finalize("success")
-    (events,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    events, metrics = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert metrics.name == "metrics.csv"
     assert events.parent == tmp_path / "ConvNet" / "version_3"
     assert events.name.startswith("events.out.tfevents")
 
