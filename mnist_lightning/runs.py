@@ -132,7 +132,7 @@ class RunLogger(TensorBoardLogger):
         flat = _flatten_dict(params).items()
         shown = {
             key: value if isinstance(value, (bool, int, float)) else str(value)
-            for key, value in ((key.replace("/init_args", "").removesuffix("/class_path"), value) for key, value in flat)
+            for key, value in ((k.replace("/init_args", "").removesuffix("/class_path"), v) for k, v in flat)
             # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
             if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
