@@ -1,4 +1,4 @@
-"""python -m mnist_lightning fit | validate | test | predict | export"""
+"""python -m mnist_lightning fit | validate | test | predict | export | demo"""
 
 import sys
 

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import Bar, NoProfiler, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.demo import demo
 from mnist_lightning.errors import UserError, report
 from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.export import export
@@ -43,7 +45,7 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
-FUNCTIONS = {"export": export}  # the commands that need no Trainer
+FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule, Photos]}
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
@@ -106,8 +108,8 @@ class Parser(LightningArgumentParser):
 
 
 DESCRIPTION = (
-    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. Another, "
-    "with a --help of its own: export writes a checkpoint as .onnx, .pt2 or .safetensors."
+    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. Two more, each "
+    "with a --help of its own: export writes a checkpoint as .onnx, .pt2 or .safetensors; demo opens a page to draw on."
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mnist_lightning.errors import UserError
 
-COMMANDS = "fit, validate, test, predict, export"
+COMMANDS = "fit, validate, test, predict, export, demo"
 LOOK_UP = "python -m mnist_lightning fit --help lists the options, fit --model.help ConvNet those of a model."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 

@@ -143,7 +143,7 @@ class Pictures(Callback):
             for name, draw in (
                 ("confusion matrix", draw_confusion), ("accuracy by digit", draw_digits), ("mistakes", draw_mistakes)
             ):  # fmt: skip
-                shown = figure(6, 6 if draw is not draw_digits else 3)
+                shown = figure(4, 4 if draw is not draw_digits else 2.5)  # TensorBoard shows it 350 pixels wide
                 draw(shown.add_subplot(), answers)
                 # close=True would import pyplot
                 writer.add_figure(f"pictures/{part}/{name}", shown, trainer.global_step, close=False)
@@ -220,27 +220,29 @@ def draw_confusion(axes: Any, answers: Answers) -> None:
     counts = torch.bincount(answers.labels * NUM_CLASSES + read, minlength=NUM_CLASSES**2).view(NUM_CLASSES, -1)
     shown = counts.clone().fill_diagonal_(0)  # the colours tell the mistakes apart
     axes.imshow(shown.numpy(), cmap="Reds")
-    for (label, digit), count in zip(torch.cartesian_prod(*[torch.arange(NUM_CLASSES)] * 2), counts.ravel()):
+    for (label, digit), count in zip(
+        torch.cartesian_prod(*[torch.arange(NUM_CLASSES)] * 2), counts.ravel(), strict=True
+    ):
         colour = "white" if shown[label, digit] > shown.max() / 2 else "black" if count else "lightgrey"
-        axes.text(digit, label, int(count), ha="center", va="center", color=colour, fontsize=9)
+        axes.text(digit, label, int(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set(xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES), xlabel="read as", ylabel="label")
-    axes.set_title(f"Confusion matrix, {len(read):,} images")
+    axes.set_title(f"Confusion matrix, {len(read):,} images", fontsize=10)
 
 
 def draw_digits(axes: Any, answers: Answers) -> None:
     right = answers.logits.argmax(1) == answers.labels
     shares = [100 * float(right[answers.labels == digit].float().mean()) for digit in range(NUM_CLASSES)]
     bars = axes.bar(range(NUM_CLASSES), shares, color="steelblue")
-    axes.bar_label(bars, fmt="%.1f")
+    axes.bar_label(bars, fmt="%.1f", fontsize=8)
     low = min((share for share in shares if share == share), default=0)  # a digit without images is nan
-    axes.set(xticks=range(NUM_CLASSES), ylim=(max(0, low - 5), 103), title="Accuracy by digit, %")
+    axes.set(xticks=range(NUM_CLASSES), ylim=(max(0, low - 5), 103), ylabel="accuracy, %")
 
 
 def draw_mistakes(axes: Any, answers: Answers) -> None:
     confidence, read = answers.logits.softmax(1).max(1)
     wrong = torch.nonzero(read != answers.labels).ravel()
     chosen = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    axes.set_title(f"The most confident of {len(wrong):,} mistakes: label, read as")
+    axes.set_title(f"The most confident of {len(wrong):,} mistakes: label→read as", fontsize=9)
     axes.axis("off")
     if len(chosen) == 0:
         return
@@ -249,5 +251,5 @@ def draw_mistakes(axes: Any, answers: Answers) -> None:
     axes.imshow(sheet[0].numpy(), cmap="gray", vmin=0, vmax=255)
     height, width = padded.shape[2:]
     for i, index in enumerate(chosen):
-        said = f"{int(answers.labels[index])}, {int(read[index])} ({100 * float(confidence[index]):.0f} %)"
-        axes.text((i % 5 + 0.5) * width, (i // 5 + 1) * height - 6, said, ha="center", va="center", fontsize=9)
+        said = f"{int(answers.labels[index])}→{int(read[index])} {100 * float(confidence[index]):.0f} %"
+        axes.text((i % 5 + 0.5) * width, (i // 5 + 1) * height - 6, said, ha="center", va="center", fontsize=8)

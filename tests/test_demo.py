@@ -1,0 +1,117 @@
+"""The page to draw on: what a drawing gives, and the page itself in a headless browser."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image, ImageDraw
+
+from mnist_lightning import ConvNet, load_model
+from mnist_lightning.cli import run
+from mnist_lightning.demo import read
+from mnist_lightning.ink import ink
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROOT = Path(__file__).parents[1]
+STROKES = {  # shares of the canvas
+    "7": [(0.35, 0.25), (0.65, 0.25), (0.45, 0.8)],
+    "1": [(0.38, 0.38), (0.54, 0.2), (0.54, 0.8)],
+}
+
+
+def drawing(points: Sequence[Any]) -> Image.Image:
+    """Black on transparent, as the canvas gives it."""
+    image = Image.new("RGBA", (400, 400))
+    ImageDraw.Draw(image).line([(400 * x, 400 * y) for x, y in points], "black", 25)
+    return image
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a ConvNet that was taught the two digits of STROKES, drawn a little differently each time."""
+    torch.manual_seed(0)
+    model, rng = ConvNet(), np.random.default_rng(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(30):
+        drawn = {digit: [np.add(point, rng.normal(0, 0.03, 2)) for point in STROKES[digit]] for digit in STROKES}
+        images = torch.stack([torch.from_numpy(ink(drawing(points)).image)[None] for points in drawn.values()])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), torch.tensor([int(digit) for digit in drawn])).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("taught") / "model.ckpt"
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+@pytest.mark.parametrize("digit", STROKES)
+def test_drawing_gives_probabilities_picture_and_feature_maps(digit: str, checkpoint: Path) -> None:
+    probabilities, seen, conv1, conv2 = read(load_model(checkpoint), {"composite": drawing(STROKES[digit])})
+    assert max(probabilities, key=probabilities.get) == digit
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert seen.size == (224, 224)
+    assert conv1.shape[2] == conv2.shape[2] == 3 and conv1.std() > 0
+
+
+def test_empty_canvas_shows_nothing(checkpoint: Path) -> None:
+    assert read(load_model(checkpoint), {"composite": Image.new("RGBA", (400, 400))}) == [None] * 4
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(["demo", "--ckpt_path", "best"]) == 2
+    assert "pip install '.[demo]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def page_address(checkpoint: Path) -> Iterator[str]:
+    pytest.importorskip("gradio", reason="the extra `demo` isn't installed: pip install '.[demo]'")
+    command = [sys.executable, "-W", "ignore", "-m", "mnist_lightning", "demo", "--ckpt_path", str(checkpoint)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--browser", "false"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        said = next(line for line in iter(server.stdout or ()) if "http://" in line)
+        yield next(word for word in said.split() if word.startswith("http://"))
+        server.terminate()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_digits_drawn_in_a_browser_are_read(page_address: str) -> None:
+    playwright: Any = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
+    assert page_address.startswith("http://127.0.0.1:")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for digit, points in STROKES.items():
+            page.goto(page_address)
+            canvas = page.locator("canvas").first
+            canvas.wait_for()
+            page.wait_for_load_state("networkidle")
+            box = canvas.bounding_box()
+            side = 0.9 * min(box["width"], box["height"])
+            left = box["x"] + (box["width"] - side) / 2
+            top = box["y"] + (box["height"] - side) / 2
+            for i, (x, y) in enumerate(points):
+                page.mouse.move(left + x * side, top + y * side, steps=12)
+                if i == 0:
+                    page.mouse.down()
+            page.mouse.up()
+            label = page.locator("[data-testid='label-output-value']")
+            playwright.expect(label).to_have_text(re.compile(rf"\s*{digit}\s*"), timeout=60_000)
+        browser.close()
+    outside = [url for url in asked if not re.match(r"(http://127\.0\.0\.1|data:|blob:)", url)]
+    assert not outside  # it works without a network
