@@ -406,9 +406,11 @@ class CLI(LightningCLI):
         batches = len(getattr(self.datamodule, f"{part}_dataloader")())
         limited = sum(getattr(self.trainer, f"num_{part}_batches")) < batches
         subset = {"test": "test", "val": "validation"}[part]
-        count = len(self.datamodule.indices[part])
+        indices: Any = getattr(self.datamodule, "indices", {})
+        count = f"{len(indices[part]):,} {subset}" if part in indices else subset
         source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
-        return ("a part of " if limited else "") + source[self.datamodule.source].format(f"{count:,} {subset}")
+        own = f"the {{}} images of {type(self.datamodule).__name__}"
+        return ("a part of " if limited else "") + source.get(getattr(self.datamodule, "source", ""), own).format(count)
 
 
 def _class_names() -> dict[str, list[str]]:

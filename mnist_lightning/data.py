@@ -95,23 +95,30 @@ class MNISTDataModule(LightningDataModule):
             train, val = torch.arange(len(kept)).split([len(train), len(val)])
         self.indices = {"train": train, "val": val, "test": torch.arange(len(self.digits.test.labels))}
 
+    def load(self) -> Digits:
+        """The training and test images. For other images override this, see docs/make-it-yours.md.
+
+        Raises:
+            UserError: they can't be had.
+        """
+        try:
+            digits = load_digits() if self.source == "digits" else load_mnist(self.data_dir, self.mirrors)
+            self.source = "digits" if self.source == "digits" else "mnist"
+        except UserError as error:
+            if self.source == "mnist":
+                raise
+            digits, self.source, self.fell_back = load_digits(), "digits", True
+            rank_zero_only(print)(
+                f"WARNING: MNIST can't be had, so this run uses scikit-learn's 1,797 digits instead.\n{error}",
+                file=sys.stderr,
+            )
+        if "source" in self.hparams:  # so that the run and its checkpoints name it
+            self.save_hyperparameters({**self.hparams, "source": self.source})
+        return digits
+
     def _load(self) -> Digits:
-        """Loads once; replaces source auto by what was found, so that the run and its checkpoints name it."""
         if self._digits is None:
-            try:
-                digits = load_digits() if self.source == "digits" else load_mnist(self.data_dir, self.mirrors)
-                found = "digits" if self.source == "digits" else "mnist"
-            except UserError as error:
-                if self.source == "mnist":
-                    raise
-                digits, found, self.fell_back = load_digits(), "digits", True
-                rank_zero_only(print)(
-                    f"WARNING: MNIST can't be had, so this run uses scikit-learn's 1,797 digits instead.\n{error}",
-                    file=sys.stderr,
-                )
-            self._digits, self.source = digits, found
-            if "source" in self.hparams:
-                self.save_hyperparameters({**self.hparams, "source": found})
+            self._digits = self.load()
         return self._digits
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
