@@ -1,4 +1,4 @@
-"""What fine-tuning buys: learning curves, how much to train, and the best linear head.
+"""What fine-tuning buys: learning curves, how much to train, the best linear head, BatchNorm left in training mode.
 
     python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --plot docs/images/learning_curves.png
     python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --parts range probe --seeds 1
@@ -20,6 +20,7 @@ from benchmarks.speed import fit
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.features import extract
 from mnist_lightning.resnet import ResNet18
+from mnist_lightning.sources import Split
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Training images, epochs: about as many steps as the small sets need to converge, and the large ones can afford.
@@ -133,9 +134,48 @@ def probe(options: argparse.Namespace) -> None:
     print(table(["image size", "", "test accuracy, %", "training"], rows) + "\n")
 
 
+def batchnorm(options: argparse.Namespace) -> None:
+    """The tutorial's frozen ResNet18, whose BatchNorm layers stay in training mode, beside the project's."""
+    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
+    data.setup("fit")
+    images, labels = (part[:10000] for part in data.digits.train)
+    test = Split(*(part[:2000] for part in data.digits.test))
+    accuracies: dict[str, list[float]] = {}
+    for seed in range(options.seeds):
+        for training in (True, False):
+            torch.manual_seed(seed)
+            model = ResNet18(weights=options.weights, image_size=options.image_size)
+            model.load_pretrained()
+            model.backbone.train(training)
+            optimizer = torch.optim.SGD(model.head.parameters(), lr=0.001, momentum=0.9)
+            for _ in range(3):
+                for batch in torch.randperm(len(labels)).split(64):
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                    optimizer.step()
+            name = "training mode" if training else "evaluation mode, as here"
+            accuracies.setdefault(f"{name}; tested in the same", []).append(right(model, test, 64))
+            if training:
+                accuracies.setdefault(f"{name}; tested so one image at a time", []).append(right(model, test, 1))
+                model.eval()
+                accuracies.setdefault(f"{name}; tested in evaluation mode", []).append(right(model, test, 64))
+    rows = [[name, f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"]
+            for name, values in accuracies.items()]  # fmt: skip
+    print(f"### BatchNorm in a frozen backbone, image size {options.image_size}, {options.seeds} seeds\n")
+    print("10,000 training images, 3 epochs of the tutorial's SGD; 2,000 test images.\n")
+    print(table(["the backbone while the head was trained", "test accuracy, %"], rows) + "\n")
+
+
+def right(model: ResNet18, test: Split, size: int) -> float:
+    """Accuracy in %, in batches of `size`."""
+    with torch.no_grad():
+        answers = torch.cat([model(batch).argmax(1) for batch in test.images.split(size)])
+    return 100 * float((answers == test.labels).float().mean())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"curves": curves, "range": layers, "probe": probe}
+    parts = {"curves": curves, "range": layers, "probe": probe, "batchnorm": batchnorm}
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--weights", default="imagenet", help="as --model.weights")
     parser.add_argument("--data_dir", default="data")
