@@ -23,8 +23,8 @@ from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Split
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Training images, epochs: about as many steps as the small sets need to converge, and the large ones can afford.
-EPOCHS = {100: 100, 1000: 40, 10000: 12, 55000: 4}
+# Epochs and batch size by training images: as many steps as the small sets need, and the large ones can afford.
+LENGTHS = {100: (30, 16), 1000: (20, 32), 10000: (6, 64), 55000: (2, 64)}
 
 
 def measured(options: argparse.Namespace, *args: str) -> tuple[str, float, float]:
@@ -54,8 +54,9 @@ def curves(options: argparse.Namespace) -> None:
         "ResNet18 unfrozen gradually": [],
     }
     rows = []
-    for size, epochs in EPOCHS.items():
-        common = ["--data.train_size", str(size), "--trainer.max_epochs", str(epochs), "--data.batch_size", "64"]
+    for size, (epochs, batch_size) in LENGTHS.items():
+        common = ["--data.train_size", str(size), "--data.val_size", "1000", "--data.batch_size", str(batch_size)]
+        common += ["--trainer.max_epochs", str(epochs)]
         phase = max(1, epochs // 4)
         schedule = {"class_path": "GradualUnfreezing", "init_args": {"layers": [0] * phase + [1] * phase + [2]}}
         layers = f"--trainer.callbacks=[{json.dumps(schedule)}]"
@@ -86,7 +87,7 @@ def plot(points: dict[str, list[float]], path: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
     for name, means in points.items():
-        panel.plot(list(EPOCHS), [100 - mean for mean in means], "o-", label=name)
+        panel.plot(list(LENGTHS), [100 - mean for mean in means], "o-", label=name)
     panel.set(xscale="log", yscale="log", xlabel="training images", ylabel="test error, %")
     panel.legend()
     figure.savefig(path, dpi=120)
@@ -156,7 +157,7 @@ def batchnorm(options: argparse.Namespace) -> None:
             name = "training mode" if training else "evaluation mode, as here"
             accuracies.setdefault(f"{name}; tested in the same", []).append(right(model, test, 64))
             if training:
-                accuracies.setdefault(f"{name}; tested so one image at a time", []).append(right(model, test, 1))
+                accuracies.setdefault(f"{name}; tested so two images at a time", []).append(right(model, test, 2))
                 model.eval()
                 accuracies.setdefault(f"{name}; tested in evaluation mode", []).append(right(model, test, 64))
     rows = [[name, f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"]
