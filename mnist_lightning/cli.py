@@ -1,10 +1,6 @@
 """The command line: LightningCLI with this project's defaults, run folders, and errors for people."""
 
-import argparse
-import importlib
 import inspect
-import json
-import re
 import signal
 import sys
 import threading
@@ -14,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from mnist_lightning.arguments import (
+    as_config,
+    check_architecture,
+    class_of,
+    full_names,
+    in_full,
+    look_ahead,
+    refuse_what_cannot_win,
+    settings_of_run,
+)
 from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import Bar, NoProfiler, ParameterCount, hush, progress
@@ -89,7 +94,7 @@ def call(name: str, *typed: str) -> None:
     except ParserError as error:
         options = dict.fromkeys(parser._option_string_actions, "")
         look_up = f"{parser.prog} --help lists the options."
-        raise explain(_in_full(str(error), list(typed)), options, {}, look_up) from error
+        raise explain(in_full(str(error), list(typed)), options, {}, look_up) from error
     FUNCTIONS[name](**settings.as_dict())
 
 
@@ -155,7 +160,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
         typed = sys.argv[1:] if args is None else list(args)
-        ahead = _look_ahead(typed)
+        ahead = look_ahead(typed)
         self.checkpoint: dict[str, Any] | None = None
         saved: dict[str, Any] = {}
         if ahead.ckpt_path:
@@ -166,13 +171,13 @@ class CLI(LightningCLI):
                 path = newest_checkpoint(Path(ahead.root), ahead.ckpt_path, model)
             self.checkpoint = read_checkpoint(path)
             saved = {
-                "model": _as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
-                "data": _as_config(
+                "model": as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
+                "data": as_config(
                     self.checkpoint.get("datamodule_hyper_parameters", {}), DEFAULTS["data"]["class_path"]
                 ),
             }
             if ahead.subcommand == "fit":
-                saved |= _settings_of_run(run_of(path), self.checkpoint, saved["data"]["class_path"])
+                saved |= settings_of_run(run_of(path), self.checkpoint, saved["data"]["class_path"])
         elif ahead.model or ahead.optimizer:
             # Not left to the parser: going from the default class to this one, jsonargparse keeps the first one's
             # arguments where the names are the same: ConvNet's learning rate for ResNet18, SGD's for AdamW.
@@ -188,13 +193,13 @@ class CLI(LightningCLI):
                     got = f"{saved['model']['class_path']} and {saved['data']['class_path']}"
                     raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
-            self.config = parser.parse_args(_full_names(typed))
+            self.config = parser.parse_args(full_names(typed))
         except (ParserError, UnicodeDecodeError) as error:
-            raise explain(_in_full(str(error), typed), self._options(), _class_names()) from error
+            raise explain(in_full(str(error), typed), self._options(), _class_names()) from error
         if self.checkpoint is not None:
             settings = self.config[self.config.subcommand]
             settings.ckpt_path = str(path)
-            _refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
+            refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
             if self.config.subcommand == "fit" and not self.checkpoint.get("optimizer_states"):
                 got = f"{path}, which holds the weights alone"
                 raise UserError("a checkpoint to go on from", got, "start a new run, without --ckpt_path.")
@@ -216,12 +221,12 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
-        if _class(settings.data.class_path) is Photos:
+        if class_of(settings.data.class_path) is Photos:
             Photos.check(str(self.subcommand))
         if self.subcommand == "fit":
             trainer = settings.trainer
             if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
-                trainer.max_epochs = _class(settings.model.class_path).default_epochs
+                trainer.max_epochs = class_of(settings.model.class_path).default_epochs
         elif not settings.ckpt_path:
             raise UserError(
                 f"a checkpoint to {self.subcommand}",
@@ -279,7 +284,7 @@ class CLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint is not None:
-            _check_architecture(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
+            check_architecture(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
 
     # Running
 
@@ -416,119 +421,3 @@ class CLI(LightningCLI):
 def _class_names() -> dict[str, list[str]]:
     names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
     return names | {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}
-
-
-def _look_ahead(typed: list[str]) -> argparse.Namespace:
-    """What has to be known before the parser's defaults are set: the command, the model, the checkpoint, the root.
-
-    Raises:
-        UserError: --model and the config file name different models.
-    """
-    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scan.add_argument("-c", "--config", action="append", default=[])
-    scan.add_argument("--model", "--model.class_path")
-    scan.add_argument("--model.optimizer", "--model.optimizer.class_path", dest="optimizer")
-    scan.add_argument("--ckpt_path")
-    scan.add_argument("--trainer.default_root_dir", dest="root")
-    try:
-        found, rest = scan.parse_known_args(typed)
-    except argparse.ArgumentError:  # an option without its value: the real parser says so
-        found, rest = scan.parse_known_args([])
-    found.subcommand = next((word for word in rest if not word.startswith("-")), "")
-    for path in found.config:
-        try:
-            config = yaml.safe_load(Path(path).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the real parser says what is wrong
-        config = config.get(found.subcommand, config) if isinstance(config, dict) else {}
-        model = config.get("model")
-        model = model.get("class_path") if isinstance(model, dict) else model
-        if model is not None and not isinstance(model, str):
-            raise UserError(f"a model in {path}: ConvNet or ResNet18", str(model), "mend that place.")
-        if not isinstance(config.get("trainer", {}), dict):
-            raise UserError(f"settings of the --trainer in {path}", str(config["trainer"]), "mend that place.")
-        optimizer = config["model"].get("init_args") if isinstance(config.get("model"), dict) else None
-        optimizer = optimizer.get("optimizer") if isinstance(optimizer, dict) else None
-        found.optimizer = found.optimizer or (optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer)
-        if model and found.model and model.rpartition(".")[2] != found.model.rpartition(".")[2]:
-            raise UserError(
-                f"--model as in {path}: {model}", found.model, "leave out --model, or take a config of that model."
-            )
-        found.model = found.model or model
-        found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
-        found.root = found.root or (config.get("trainer") or {}).get("default_root_dir")
-    found.root = found.root or "."
-    return found
-
-
-def _full_names(typed: list[str]) -> list[str]:
-    """ReduceLROnPlateau by its path: torch has a class of that name, too, which doesn't say what it watches."""
-    return [re.sub(r"(^|=)ReduceLROnPlateau$", r"\1lightning.pytorch.cli.ReduceLROnPlateau", word) for word in typed]
-
-
-def _in_full(message: str, typed: list[str]) -> str:
-    """A parser's report of an option without a value, by its whole name: argparse says --data of --data.batch_size."""
-    if match := re.search(r"argument (?:-\w/)?(--[^\s:/]+)\S*: expected one argument", message):
-        bare = (word for word, then in zip(typed, [*typed[1:], "--"]) if then.startswith("--") and "=" not in word)
-        name = next((word for word in bare if word == match[1] or word.startswith(f"{match[1]}.")), match[1])
-        return f"argument {name}: expected one argument"
-    return message
-
-
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _as_config(hyperparameters: dict[str, Any], class_path: str) -> dict[str, Any]:
-    """Hyperparameters as a checkpoint holds them, in the form that the parser takes."""
-    init_args = {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
-    return {"class_path": hyperparameters.get("_class_path", class_path), "init_args": init_args}
-
-
-def _settings_of_run(run: Path, checkpoint: dict[str, Any], data_class: str) -> dict[str, Any]:
-    """The seed and the Trainer's settings that a resumed run goes on with."""
-    config = run / "config.yaml"
-    trainer = yaml.safe_load(config.read_text())["trainer"] if config.is_file() else {}
-    settings = {f"trainer.{name}": value for name, value in trainer.items() if name != "default_root_dir"}
-    state = checkpoint.get(data_class.rpartition(".")[2], {})
-    return settings | ({"seed_everything": state["seed"]} if "seed" in state else {})
-
-
-def _refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> None:
-    """Refuses typed values that the checkpoint's content would silently beat."""
-    if resuming and settings.seed_everything != saved.get("seed_everything", settings.seed_everything):
-        got = str(settings.seed_everything)
-        raise UserError(f"--seed_everything as in the run: {saved['seed_everything']}", got, "leave it out.")
-    for key in ("model", "data"):
-        now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
-        if key == "model" and _class(now["class_path"]) is not _class(then["class_path"]):
-            raise UserError(
-                f"a checkpoint of {now['class_path']}",
-                f"one of {then['class_path']}",
-                "leave out --model, or change it.",
-            )
-        for name, value in now.get("init_args", {}).items():
-            was = then["init_args"].get(name, value)
-            fixed = resuming and name not in ("data_dir", "mirrors", "source") or name == "weights"
-            if fixed and value != was:
-                raise UserError(
-                    f"--{key}.{name} as in the checkpoint: {was}",
-                    str(value),
-                    "leave it out; to train with another value start a new run, without --ckpt_path.",
-                )
-
-
-def _check_architecture(model: Any, checkpoint: dict[str, Any], path: str) -> None:
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name, value in checkpoint["state_dict"].items():
-        if shapes.pop(name, None) != tuple(value.shape):
-            shapes[name] = tuple(value.shape)
-            break
-    if shapes:
-        name, shape = next(iter(shapes.items()))
-        raise UserError(
-            f"a checkpoint that fits {type(model).__name__} as it is built now",
-            f"{path}, which differs at {name} {shape}",
-            "build the model with the settings of its run: leave out --model options.",
-        )
