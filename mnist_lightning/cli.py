@@ -58,7 +58,7 @@ TRAINER_DEFAULTS = {
 
 
 def run(args: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, or 2 after an error that the person at the keyboard can mend."""
+    """Runs one command; returns the exit code: 0; 1 if photos could not be read; 2 after what a person can mend."""
     main_thread = threading.current_thread() is threading.main_thread()
     # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
