@@ -24,7 +24,8 @@ from mnist_lightning.sources import Split
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Epochs and batch size by training images: as many steps as the small sets need, and the large ones can afford.
-LENGTHS = {100: (30, 16), 1000: (20, 32), 10000: (6, 64), 55000: (2, 64)}
+# Three epochs at least, for the three steps of the gradual unfreezing.
+LENGTHS = {100: (30, 16), 1000: (20, 32), 10000: (6, 64), 55000: (3, 64)}
 
 
 def measured(options: argparse.Namespace, *args: str) -> tuple[str, float, float]:
@@ -54,7 +55,8 @@ def curves(options: argparse.Namespace) -> None:
         "ResNet18 unfrozen gradually": [],
     }
     rows = []
-    for size, (epochs, batch_size) in LENGTHS.items():
+    for size in options.sizes:
+        epochs, batch_size = LENGTHS[size]
         common = ["--data.train_size", str(size), "--data.val_size", "1000", "--data.batch_size", str(batch_size)]
         common += ["--trainer.max_epochs", str(epochs)]
         phase = max(1, epochs // 4)
@@ -78,17 +80,23 @@ def curves(options: argparse.Namespace) -> None:
     print(f"### Learning curves, image size {options.image_size}, {options.seeds} seeds\n")
     print(table(["training images", "epochs", *points], rows) + "\n")
     if options.plot:
-        plot(points, options.plot)
+        plot(options.sizes, points, options.plot)
 
 
-def plot(points: dict[str, list[float]], path: str) -> None:
+def plot(sizes: list[int], points: dict[str, list[float]], path: str) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
     for name, means in points.items():
-        panel.plot(list(LENGTHS), [100 - mean for mean in means], "o-", label=name)
+        panel.plot(sizes, [100 - mean for mean in means], "o-", label=name)
     panel.set(xscale="log", yscale="log", xlabel="training images", ylabel="test error, %")
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_locator(NullLocator())
+    panel.grid(alpha=0.3)
     panel.legend()
     figure.savefig(path, dpi=120)
 
@@ -182,6 +190,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--image_size", type=int, default=28)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", type=int, choices=LENGTHS, default=list(LENGTHS), help="of the curves")
     parser.add_argument("--plot", help="PNG file for the learning curves")
     options = parser.parse_args()
     sys.argv[1:] = []
