@@ -26,7 +26,7 @@ from mnist_lightning.arguments import (
     refuse_what_cannot_win,
     settings_of_run,
 )
-from mnist_lightning.checkpoints import RunCheckpoint, WholeCheckpointIO, read_checkpoint
+from mnist_lightning.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.console import Bar, NoProfiler, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
@@ -262,11 +262,10 @@ class CLI(LightningCLI):
         if self.fitting and settings["enable_checkpointing"] is not False:
             # Others save `last`: the first one's save_last=True does so only together with a better best. Once a
             # minute, too, so that a kill loses no more than that.
-            last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             minutely = RunCheckpoint(
                 filename="last", train_time_interval=timedelta(minutes=1), enable_version_counter=False
             )
-            callbacks += [self.model_checkpoint, last, minutely]
+            callbacks += [self.model_checkpoint, LastCheckpoint(), minutely]
         if self.fitting and settings["logger"] is not False:
             callbacks.append(LearningRateMonitor())
         self.pictures = Pictures()
