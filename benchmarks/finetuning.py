@@ -61,8 +61,8 @@ def curves(options: argparse.Namespace) -> None:
     rows = []
     for size in options.sizes:
         epochs, batch_size = LENGTHS[size]
-        common = ["--data.train_size", str(size), "--data.val_size", "1000", "--data.batch_size", str(batch_size)]
-        common += ["--trainer.max_epochs", str(epochs)]
+        images = ["--data.train_size", str(size), "--data.val_size", "1000"]
+        common = [*images, "--data.batch_size", str(batch_size), "--trainer.max_epochs", str(epochs)]
         phase = max(1, epochs // 4)
         schedule = {"class_path": "GradualUnfreezing", "init_args": {"layers": [0] * phase + [1] * phase + [2]}}
         layers = f"--trainer.callbacks=[{json.dumps(schedule)}]"
@@ -72,7 +72,7 @@ def curves(options: argparse.Namespace) -> None:
             points,
             (
                 ["--config", str(CONFIGS / "convnet.yaml"), *common],
-                ["--config", str(CONFIGS / "resnet18_probe.yaml"), *common, *resnet(options)],
+                ["--config", str(CONFIGS / "resnet18_probe.yaml"), *images, *resnet(options)],
                 ["--config", gradual, *common, *resnet(options), layers],
             ),
             strict=True,
