@@ -82,7 +82,7 @@ def curves(options: argparse.Namespace) -> None:
             points[name].append(mean)
         rows.append([f"{size:,}", str(epochs), *texts])
     print(f"### Learning curves, image size {options.image_size}, {options.seeds} seeds\n")
-    print(table(["training images", "epochs", *points], rows) + "\n")
+    print(table(["training images", "epochs (frozen: 20)", *points], rows) + "\n")
     if options.plot:
         plot(options.sizes, points, options.plot)
 
