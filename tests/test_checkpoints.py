@@ -4,13 +4,14 @@ import errno
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from mnist_lightning.checkpoints import WholeCheckpointIO, load_safely, read_checkpoint
+from mnist_lightning.checkpoints import LastCheckpoint, WholeCheckpointIO, load_safely, read_checkpoint
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
@@ -178,3 +179,22 @@ def test_nothing_in_a_file_is_run(read: Any, path: Path, tmp_path: Path) -> None
     assert not (tmp_path / "sprung").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "sprung").exists()  # the trap is one
+
+
+@pytest.mark.parametrize("seconds, epochs", [(3, [0, 3]), (11, [0, 1, 2, 3])], ids=["short epochs", "long epochs"])
+def test_last_is_saved_ten_seconds_apart_and_at_the_fits_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, epochs: list[int]
+) -> None:
+    """With a clock that moves on by so many seconds from epoch to epoch."""
+    saved: list[int] = []
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda trainer, *_: saved.append(trainer.current_epoch))
+    last = LastCheckpoint()
+    last.dirpath = str(tmp_path)
+    fitting = Trainer(
+        max_epochs=4, limit_train_batches=1, limit_val_batches=0, callbacks=[last], logger=False, accelerator="cpu",
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    clock = SimpleNamespace(monotonic=lambda: seconds * fitting.current_epoch)
+    monkeypatch.setattr("mnist_lightning.checkpoints.time", clock)
+    fitting.fit(ConvNet(), MNISTDataModule(source="digits"))
+    assert saved == epochs
