@@ -5,9 +5,10 @@ that isn't in memory, turns it off, and one line says so. Features stay on disk 
 determines them; a file that isn't whole is made again.
 """
 
-import copy
 import hashlib
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch.fx.experimental.optimization import fuse, optimize_for_inference
 from tqdm import tqdm
 
 from mnist_lightning.data import MNISTDataModule
@@ -131,8 +132,7 @@ def extract(model: "ResNet18", images: Tensor, show: bool = False) -> Tensor:
     Args:
         show: a progress bar, where the output is a terminal.
     """
-    # BatchNorm folded into the convolutions.
-    frozen = fuse(copy.deepcopy(nn.Sequential(*model.layers[: model.frozen]))).to(memory_format=torch.channels_last)
+    frozen = faster(nn.Sequential(*model.layers[: model.frozen]), model.device)
     batch = max(1, PIXELS_A_PASS // model.image_size**2)
     out = []
     with (
@@ -145,18 +145,32 @@ def extract(model: "ResNet18", images: Tensor, show: bool = False) -> Tensor:
     return torch.cat(out)
 
 
+def faster(layers: nn.Module, device: torch.device) -> nn.Module:
+    """The same function as layers in evaluation mode: BatchNorm folded into the convolutions; on a CPU kept in oneDNN's own
+    layout from the first layer to the last, which makes it 1.4 to 1.6 times as fast as channels_last."""
+    # Kept so by TorchScript's modules, which Python 3.14 no longer supports.
+    onednn = torch.backends.mkldnn.is_available() and sys.version_info < (3, 14)
+    if device.type != "cpu" or torch.is_autocast_enabled("cpu") or not onednn:
+        return fuse(layers).to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*script_method.*is deprecated", FutureWarning)
+        return optimize_for_inference(layers)
+
+
 def read(path: Path, count: int) -> Tensor | None:
     """`count` rows of features from a file, or None where it isn't there whole: missing, truncated, a bit flipped."""
     try:
-        content = bytearray(path.read_bytes())
+        content = torch.empty(path.stat().st_size, dtype=torch.uint8)
+        with path.open("rb") as file:
+            file.readinto(content.numpy())
         os.utime(path)  # used now: not the next to go
     except OSError:
         return None
-    body = memoryview(content)[DIGEST:]
-    if hashlib.sha256(body).digest() != content[:DIGEST]:
+    digest, body = content[:DIGEST], content[DIGEST:]
+    if hashlib.sha256(body.numpy()).digest() != bytes(digest.tolist()):
         say(f"{path} is damaged; its features are computed again.")
         return None
-    return torch.frombuffer(content, dtype=torch.float32, offset=DIGEST).view(count, -1)
+    return body.view(torch.float32).view(count, -1)
 
 
 def write(path: Path, features: Tensor) -> None:
