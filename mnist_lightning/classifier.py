@@ -79,20 +79,21 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        shown = every > 0 and (self.trainer.global_step + 1) % every == 0
+        trainer: Any = self.trainer
+        every, ends = trainer.log_every_n_steps, trainer.is_last_batch
+        shown = every > 0 and (trainer.global_step + 1) % every == 0
         if (shown or not loss.is_cuda) and not math.isfinite(loss.item()):  # a GPU would be waited for
-            raise not_finite(f"a training loss of {loss.item()}", self.trainer.global_step)
+            raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
         # An update of the metric costs as much as a linear head's forward pass: one for all steps since the last.
         self._answers.append((logits.detach(), labels))
-        if shown or self.trainer.is_last_batch:
+        if shown or ends:
             self._metric("train_acc").update(*(torch.cat(parts) for parts in zip(*self._answers, strict=True)))
             self._answers.clear()
         # self.log does its bookkeeping at each call, and the Trainer takes up a step's values only every
         # log_every_n_steps: for a linear head on kept features the calls between would be a third of the step.
         if shown:
             self.log("train/loss", loss)
-        if self.trainer.is_last_batch:
+        if ends:
             self.log("train/acc", self._metric("train_acc"), on_step=False, on_epoch=True)
         return loss
 

@@ -37,6 +37,7 @@ from mnist_lightning.explain import LOOK_UP, explain
 from mnist_lightning.export import export
 from mnist_lightning.files import write_whole
 from mnist_lightning.interruption import Interruption
+from mnist_lightning.loop import StepLoop
 from mnist_lightning.memory import keep_freed_memory
 from mnist_lightning.photos import Photos
 from mnist_lightning.pictures import Pictures
@@ -279,7 +280,9 @@ class CLI(LightningCLI):
         kwargs["profiler"] = settings["profiler"] or NoProfiler()
         if self.own_logger:
             kwargs["logger"] = False  # until the run's folder is claimed
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.fit_loop.epoch_loop = StepLoop(trainer, trainer.min_steps, trainer.max_steps)
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         if self.checkpoint is not None:

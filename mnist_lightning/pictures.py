@@ -52,7 +52,7 @@ class Pictures(Callback):
         self._filters(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 0 and batch_idx == 0 and (writer := writer_of(trainer)):
+        if batch_idx == 0 and trainer.global_step == 0 and (writer := writer_of(trainer)):
             images = batch[0]
             if images.is_floating_point():  # the features of frozen layers: the images that they were made of
                 data: Any = trainer.datamodule  # type: ignore[attr-defined]
