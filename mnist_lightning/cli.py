@@ -113,12 +113,6 @@ class Parser(LightningArgumentParser):
         raise ParserError(message) from ex
 
 
-DESCRIPTION = (
-    "fit trains, keeps the best checkpoint and tests it; validate, test and predict use a checkpoint. Two more, each "
-    "with a --help of its own: export writes a checkpoint as .onnx, .pt2 or .safetensors; demo opens a page to draw on."
-)
-
-
 class CLI(LightningCLI):
     """fit, validate, test and predict; a checkpoint brings its model, hyperparameters and data settings along.
 
@@ -141,7 +135,6 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
-            parser_kwargs={"description": DESCRIPTION},
             args=args,
         )
 
