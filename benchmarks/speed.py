@@ -336,7 +336,7 @@ def plot(points: dict[str, list[list[float]]], path: str) -> None:
     for panel, (axis, values) in zip(panels[0], points.items(), strict=True):
         for column, label in ((1, "first fit"), (2, "second fit")):
             panel.plot([row[0] for row in values], [row[column] for row in values], "o-", label=label)
-        panel.set(xlabel=axis, ylabel="seconds", yscale="log")
+        panel.set(xlabel=axis, ylabel="seconds", xlim=(0, None), ylim=(0, None))
         panel.legend()
     figure.savefig(path, dpi=120)
 

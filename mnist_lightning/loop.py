@@ -1,9 +1,10 @@
 """StepLoop: Lightning's training loop with less between two batches.
 
-Lightning 2.6 asks every callback for each of its hooks at every step, though nearly all are empty, looks up which step
-it is in dozens of times, reads training_step's signature anew, and builds a closure out of three: some 0.4 ms on a CPU,
-twice what a linear head takes for its whole step. Here all that is looked up once an epoch. Hooks, their order, the
-counters and what is logged stay Lightning's; whatever isn't the plain case goes its own way altogether.
+At every step Lightning 2.6 asks each callback for each of its hooks, though nearly all are empty, looks up dozens of times
+which stage it is in, reads training_step's signature anew, and makes one closure out of three. For ConvNet on a CPU that is
+3 % of an epoch (docs/results.md), for a linear head on kept features a third of its step. Here all of it is looked up once an
+epoch. The hooks, their order, the counters and what is logged stay Lightning's: tests/test_loop.py compares them. Whatever
+isn't the plain case goes Lightning's own way.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How freed memory is kept: worth some 4 % of ConvNet's epoch on a CPU, see docs/results.md."""
+"""How freed memory is kept: worth up to 4 % of ConvNet's epoch on a CPU, see docs/results.md."""
 
 import ctypes
 import platform
