@@ -1,10 +1,10 @@
 """StepLoop: Lightning's training loop with less between two batches.
 
-At every step Lightning 2.6 asks each callback for each of its hooks, though nearly all are empty, looks up dozens of times
-which stage it is in, reads training_step's signature anew, and makes one closure out of three. For ConvNet on a CPU that is
-3 % of an epoch (docs/results.md), for a linear head on kept features a third of its step. Here all of it is looked up once an
-epoch. The hooks, their order, the counters and what is logged stay Lightning's: tests/test_loop.py compares them. Whatever
-isn't the plain case goes Lightning's own way.
+At every step Lightning 2.6 asks each callback for each of its hooks, though nearly all are empty, looks up dozens of
+times which stage it is in, reads training_step's signature anew, and makes one closure out of three: 3 % of ConvNet's
+epoch on a CPU (docs/results.md), and a good part of a linear head's. Here all of it is looked up once an epoch. The
+hooks, their order, the counters and what is logged stay Lightning's: tests/test_loop.py compares them. Whatever isn't
+the plain case goes Lightning's own way.
 """
 
 from collections.abc import Mapping
@@ -119,6 +119,7 @@ class StepLoop(_TrainingEpochLoop):
 
 
 def is_plain(trainer: Any) -> bool:
+    """Whether a step of this fit is no more than what `StepLoop.advance` does."""
     model, precision = trainer.lightning_module, trainer.precision_plugin
     own_hooks = (*HOOKS, "optimizer_step", "configure_gradient_clipping")
     return (
