@@ -171,13 +171,18 @@ def test_longest_unused_files_go_beyond_the_bound(tmp_path: Path, monkeypatch: p
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["newest", "now"]
 
 
-def test_extract_equals_the_backbone_batch_by_batch() -> None:
+@pytest.mark.parametrize("trainable_layers", [0, 2])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_extract_equals_the_frozen_layers_batch_by_batch(
+    onednn: bool, trainable_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     torch.manual_seed(0)
-    model = ResNet18(weights="none", image_size=64)
+    model = ResNet18(weights="none", image_size=64, trainable_layers=trainable_layers)
     model.load_pretrained()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randint(256, (37, 1, 28, 28), dtype=torch.uint8)
     with torch.no_grad():
-        plain = torch.cat([model.features(image[None]) for image in images])
+        plain = torch.cat([model.frozen_features(image[None]) for image in images])
     torch.testing.assert_close(extract(model, images), plain, atol=1e-5, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # folding is in a copy
