@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
 from torch.optim import LBFGS, Adam
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
@@ -128,6 +129,13 @@ def test_takes_the_trainers_settings(settings: dict[str, Any]) -> None:
 )
 def test_leaves_what_is_not_plain_to_lightnings_own_loop(settings: dict[str, Any]) -> None:
     ours, lightnings = (Fit(own, **settings) for own in (True, False))
+    assert not ours.loop.plain
+    assert_alike(ours, lightnings)
+
+
+def test_leaves_a_schedule_that_watches_a_metric_to_lightnings_own_loop() -> None:
+    arguments = {"scheduler": lambda optimizer: ReduceLROnPlateau(optimizer, monitor="val/loss", patience=0)}
+    ours, lightnings = (Fit(own, arguments=arguments) for own in (True, False))
     assert not ours.loop.plain
     assert_alike(ours, lightnings)
 
