@@ -42,7 +42,7 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_key  # asked for at six hooks a step, and put together anew each time
 
     def on_train_batch_end(self, *hook: Any) -> None:
-        if self._train_time_interval:  # else nothing is due before the epoch's end
+        if self._train_time_interval is not None:  # else nothing is due before the epoch's end
             super().on_train_batch_end(*hook)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from mnist_lightning.checkpoints import LastCheckpoint, WholeCheckpointIO, load_safely, read_checkpoint
+from mnist_lightning.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, load_safely, read_checkpoint
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
@@ -198,3 +199,19 @@ def test_last_is_saved_ten_seconds_apart_and_at_the_fits_end(
     monkeypatch.setattr("mnist_lightning.checkpoints.time", clock)
     fitting.fit(ConvNet(), MNISTDataModule(source="digits"))
     assert saved == epochs
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(timedelta(0), [1, 2, 3]), (timedelta(hours=1), []), (None, [3])])
+def test_only_a_time_interval_saves_between_two_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: timedelta | None, steps: list[int]
+) -> None:
+    """Without an interval the end of the epoch, after step 3, is what is saved."""
+    saved: list[int] = []
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda trainer, *_: saved.append(trainer.global_step))
+    callback = RunCheckpoint(dirpath=tmp_path, filename="last", train_time_interval=interval)
+    fitting = Trainer(
+        max_epochs=1, limit_train_batches=3, limit_val_batches=0, callbacks=[callback], logger=False, accelerator="cpu",
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    fitting.fit(ConvNet(), MNISTDataModule(source="digits"))
+    assert saved == steps
