@@ -1,7 +1,7 @@
 """The loops that the project is measured against, written here from the tutorial's description of them.
 
 `tutorial_*`: torchvision's dataset, one PIL image at a time, a plain loop over its batches.
-`bare_convnet`: a plain loop over the project's own in-memory batches and model: what Lightning may cost on top.
+`bare_*`: a plain loop over the project's own in-memory batches and model: what Lightning may cost on top.
 """
 
 import itertools
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, models, transforms
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data import MNISTDataModule, split
+from mnist_lightning.sources import Digits, Split
 
 
 def tutorial_convnet(data_dir: str, steps: int | None = None) -> Iterator[tuple[float, float]]:
@@ -82,19 +83,38 @@ def bare_convnet(data_dir: str, steps: int | None = None) -> Iterator[float]:
     data = MNISTDataModule(source="mnist", data_dir=data_dir)
     data.setup("fit")
     while True:
-        yield _bare_epoch(data, steps)
+        model = ConvNet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        start = time.perf_counter()
+        _bare_epoch(model, optimizer, data, steps)
+        yield time.perf_counter() - start
 
 
-def _bare_epoch(data: MNISTDataModule, steps: int | None) -> float:
-    model = ConvNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    train, val = data.train_dataloader(), data.val_dataloader()
-    start = time.perf_counter()
-    for images, labels in itertools.islice(train, steps):
+def _bare_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, data: MNISTDataModule, steps: int | None) -> None:
+    for images, labels in itertools.islice(data.train_dataloader(), steps):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
     with torch.inference_mode():
-        sum(int((model(images).argmax(1) == labels).sum()) for images, labels in val)
-    return time.perf_counter() - start
+        sum(int((model(images).argmax(1) == labels).sum()) for images, labels in data.val_dataloader())
+
+
+def bare_head(images: int, epochs: int) -> Iterator[float]:
+    """A plain loop that trains a linear head on so many features (random numbers) in memory; reads and saves nothing.
+
+    Yields:
+        seconds of that many epochs and their validations.
+    """
+    data = MNISTDataModule()
+    labels = torch.randint(10, (images,))
+    data.digits = data.features = Digits(Split(torch.randn(images, 512), labels), Split(labels, labels))
+    train, val = split(images, 5000, 0)
+    data.indices = {"train": train, "val": val}
+    while True:
+        head = nn.Linear(512, 10)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.001, momentum=0.9)
+        start = time.perf_counter()
+        for _ in range(epochs):
+            _bare_epoch(head, optimizer, data, None)
+        yield time.perf_counter() - start

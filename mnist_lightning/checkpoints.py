@@ -41,9 +41,13 @@ class RunCheckpoint(ModelCheckpoint):
     def state_key(self) -> str:
         return super().state_key  # asked for at six hooks a step, and put together anew each time
 
-    def on_train_batch_end(self, *hook: Any) -> None:
-        if self._train_time_interval is not None:  # else nothing is due before the epoch's end
-            super().on_train_batch_end(*hook)
+    def on_train_batch_end(self, trainer: Trainer, *hook: Any) -> None:
+        if self._train_time_interval is None:
+            return  # nothing is due before the epoch's end
+        waited = time.monotonic() - (self._last_time_checked or 0)
+        # Lightning's own asks the other processes at each step.
+        if trainer.world_size > 1 or waited >= self._train_time_interval.total_seconds():
+            super().on_train_batch_end(trainer, *hook)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from typing import Any
@@ -64,10 +65,18 @@ def progress(wanted: bool | None) -> Callback:
 
 
 class Bar(TQDMProgressBar):
-    """Lightning's bar, redrawn every 20 batches: each drawing fetches the metrics from the device."""
+    """Lightning's bar, redrawn ten times a second: each drawing fetches the metrics from the device."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=20)
+        super().__init__()
+        self._drawn = 0.0
+
+    def _should_update(self, current: int, total: int) -> bool:
+        now = time.monotonic()
+        due = self.is_enabled and (now - self._drawn >= 0.1 or current == total)
+        if due:
+            self._drawn = now
+        return due
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

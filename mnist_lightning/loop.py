@@ -47,7 +47,7 @@ class StepLoop(_TrainingEpochLoop):
         if self.restarting or not self.plain:
             super().advance(data_fetcher)
             return
-        trainer, progress = self.trainer, self.batch_progress
+        trainer, progress, connector = self.trainer, self.batch_progress, self.trainer._logger_connector
         batch, _, _ = next(data_fetcher)
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
@@ -55,7 +55,9 @@ class StepLoop(_TrainingEpochLoop):
         batch = before(trainer.precision_plugin.convert_input(batch), 0)
         batch = after(move(batch, trainer.strategy.root_device, 0), 0)
         progress.increment_ready()
-        trainer._logger_connector.on_batch_start(batch)
+        connector.on_batch_start(batch)
+        if not (first := connector._first_loop_iter):
+            connector._current_fx = None  # self.log() puts a name here
         self._call("on_train_batch_start", batch, batch_idx)
         progress.increment_started()
         outputs = self._optimize(batch, batch_idx)
@@ -64,9 +66,11 @@ class StepLoop(_TrainingEpochLoop):
         if self._num_ready_batches_reached():
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", outputs, batch, batch_idx)
-        trainer._logger_connector.on_batch_end()
+        if first or connector._current_fx is not None:  # else there is nothing new to collect
+            connector.on_batch_end()
         progress.increment_completed()
-        trainer._logger_connector.update_train_step_metrics()
+        if connector.should_update_logs or trainer.fast_dev_run:
+            connector.update_train_step_metrics()
 
     def _optimize(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One step of the optimizer; returns what training_step did."""

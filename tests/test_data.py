@@ -176,6 +176,18 @@ def test_order_follows_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_seed["1"] != by_seed["2"]
 
 
+@pytest.mark.parametrize("batch_size", [64, 100, 600])  # eight are gathered at once, five, one
+def test_loader_goes_on_with_the_batch_after_those_it_has_given(batch_size: int) -> None:
+    datamodule = ready_with(train=1299, batch_size=batch_size)
+    whole = [labels.tolist() for _, labels in datamodule.train_dataloader()]
+    assert [len(batch) for batch in whole] == [batch_size] * (1299 // batch_size) + [1299 % batch_size]
+    for given in range(len(whole)):
+        first, second = datamodule.train_dataloader(), datamodule.train_dataloader()
+        list(zip(range(given), first, strict=False))
+        second.load_state_dict(first.state_dict())
+        assert [labels.tolist() for _, labels in second] == whole[given:]
+
+
 class Watcher(LightningModule):
     """Notes the labels that the Trainer hands it."""
 
