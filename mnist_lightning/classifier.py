@@ -139,6 +139,13 @@ class DigitClassifier(LightningModule):
             config["monitor"] = schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
+    def on_fit_start(self) -> None:
+        trainer: Any = self.trainer
+        fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
+        if fused and trainer.gradient_clip_val and "mixed" in trainer.precision:  # a RuntimeError at the first step
+            got = f"a fused one with --trainer.precision {trainer.precision} and --trainer.gradient_clip_val"
+            raise UserError("an optimizer whose gradients can be clipped", got, "give --model.optimizer.fused false.")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
         if not all(bool(parameter.isfinite().all()) for parameter in trained):

@@ -167,6 +167,8 @@ BAD = {
     "fit --data.source digits --trainer.max_epochs -5": "got .*max_epochs.* -5",
     "fit --data.source digits --trainer.limit_train_batches 2.5": "got .*2.5 for limit_train_batches",
     "fit --data.source digits --trainer.precision 7": "--trainer.precision to be one of .*bf16-mixed.* got 7",
+    "fit --data.source digits --model.optimizer Adam --model.optimizer.fused true --trainer.precision bf16-mixed "
+    "--trainer.gradient_clip_val 1": "can be clipped got a fused one .* give --model.optimizer.fused false",
     "fit --data.source digits --trainer.accelerator warp": "got .*accelerator.*warp",
     "fit --data.source digits --trainer.val_check_interval 1000": "got .*val_check_interval.*1000",  # BUG: traceback
     "fit --data.source digits --trainer.max_epochs -1 --model.scheduler OneCycleLR --model.scheduler.max_lr 1":
