@@ -207,11 +207,12 @@ class ResumableLoader(DataLoader):
         saved, self.saved = self.saved, None
         same_epoch = saved is not None and saved["epoch"] == self.sampler.epoch  # type: ignore[attr-defined]
         self.yielded = saved["yielded"] if saved and same_epoch else 0
-        positions = torch.tensor(list(self.sampler))[self.yielded * self.batch_size :]
+        size = cast(int, self.batch_size)
+        positions = torch.tensor(list(self.sampler))[self.yielded * size :]
         # Not by super().__iter__(): that takes the positions one by one, as Python's integers, and batch by batch.
-        for several in positions.split(max(1, AHEAD // self.batch_size) * self.batch_size):
+        for several in positions.split(max(1, AHEAD // size) * size):
             parts = self.dataset.__getitems__(several)  # type: ignore[attr-defined]
-            for batch in zip(*(part.split(self.batch_size) for part in parts), strict=True):
+            for batch in zip(*(part.split(size) for part in parts), strict=True):
                 self.yielded += 1
                 yield batch
 

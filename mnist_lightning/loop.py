@@ -69,7 +69,7 @@ class StepLoop(_TrainingEpochLoop):
         if first or connector._current_fx is not None:  # else there is nothing new to collect
             connector.on_batch_end()
         progress.increment_completed()
-        if connector.should_update_logs or trainer.fast_dev_run:
+        if connector.should_update_logs or trainer.fast_dev_run:  # type: ignore[attr-defined]
             connector.update_train_step_metrics()
 
     def _optimize(self, batch: Any, batch_idx: int) -> dict[str, Any]:

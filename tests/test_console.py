@@ -39,4 +39,3 @@ def test_bar_is_drawn_ten_times_a_second_and_at_the_last_batch(
     trainer.fit(ConvNet(), MNISTDataModule(source="digits"))
     assert bar.batches[: len(drawn)] == drawn
     assert set(bar.batches[len(drawn) :]) <= {10}  # the epoch's end draws it once more
-

@@ -82,8 +82,11 @@ def test_state_dict_is_the_tutorials_in_both_directions(ours: ConvNet, tutorial:
     assert all(parameter.any() for parameter in tutorial.parameters())
 
 
-def test_logits_are_the_tutorials(ours: ConvNet, tutorial: nn.Sequential, batch: Batch) -> None:
-    logits, expected = ours(batch[0]), tutorial(preprocessed(batch[0]))
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_are_the_tutorials(
+    training: bool, ours: ConvNet, tutorial: nn.Sequential, batch: Batch
+) -> None:
+    logits, expected = ours.train(training)(batch[0]), tutorial(preprocessed(batch[0]))
     assert logits.shape == (64, 10)
     assert (logits - expected).abs().max() < TOLERANCE
     assert torch.equal(logits.argmax(1), expected.argmax(1))
@@ -109,6 +112,18 @@ def test_training_step_is_the_tutorials(ours: ConvNet, tutorial: nn.Sequential, 
             optimizer.step()
     for (name, mine), theirs in zip(ours.named_parameters(), tutorial.parameters(), strict=True):
         assert (mine - theirs).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+def test_only_training_in_float32_goes_by_onednns_layout(ours: ConvNet, batch: Batch) -> None:
+    layouts = []
+    ours.conv2.register_forward_hook(lambda module, args, output: layouts.append(output.is_mkldnn))
+    ours.train()(batch[0])
+    ours.eval()(batch[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        ours.train()(batch[0])
+    ours.double()(batch[0])
+    assert layouts == [True, False, False, False]
 
 
 def test_one_image_gives_the_logits_that_it_has_in_a_batch(ours: ConvNet, batch: Batch) -> None:
