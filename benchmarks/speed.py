@@ -11,24 +11,20 @@ minutes that everything runs; its figures mean nothing.
 import argparse
 import ast
 import contextlib
-import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import gflops, machine, spread, table
@@ -93,6 +89,12 @@ def fit(*args: str) -> tuple[float, float]:
     return watch.seconds, 100 * float(cli.trainer.callback_metrics["test/acc"])
 
 
+def fits(*args: str) -> Iterator[float]:
+    """The seconds of one such fit after another."""
+    while True:
+        yield fit(*args)[0]
+
+
 def elsewhere(loop: str) -> Generator[Any, None, None]:
     """What a generator of benchmarks.loops yields in a process of its own, which stands still in between.
 
@@ -110,7 +112,7 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
             for line in process.stdout or ():
                 if line.startswith("yielded "):
                     value, kilobytes = line.removeprefix("yielded ").rsplit(maxsplit=1)
-                    memory[loop] = int(kilobytes) / 1024
+                    memory.setdefault(loop, int(kilobytes) / 1024)  # of the first: later ones add what it freed
                     yield ast.literal_eval(value)
                     print(file=process.stdin, flush=True)
         finally:
@@ -120,35 +122,34 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
 def convnet(options: argparse.Namespace) -> None:
     """One epoch of the default recipe, five ways in turn, and the peak memory of them."""
     steps = 20 if options.quick else None
-    limit = ["--trainer.limit_train_batches", "20"] if options.quick else []
+    args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1"]
+    args += ["--trainer.limit_train_batches", "20"] if options.quick else []
+    fit = f"from benchmarks.speed import fits\nfor value in fits(*{args!r}):"
+    plain = "from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop\nimport mnist_lightning.cli as cli"
     loops = {
         "the tutorial's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
         "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
         "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
         f"{steps}):",
+        "`fit`": fit,
+        "`fit` with Lightning's own loop": f"{plain}\ncli.StepLoop = _TrainingEpochLoop\n{fit}",
     }
     ways = {name: elsewhere(loop) for name, loop in loops.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "`fit`", "`fit` with Lightning's own loop")}
-    before = own = 0.0
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    before = 0.0
     for _ in range(options.rounds):
         for name, way in ways.items():
             seconds[name].append(next(way))
         tutorial = seconds["the tutorial's loop"]
         tutorial[-1], before = tutorial[-1] - before, tutorial[-1]
-        args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1", *limit]
-        seconds["`fit`"].append(fit(*args)[0])
-        own = own or own_peak()  # of the first: later fits in this process would add what the earlier ones freed
-        with patch("mnist_lightning.cli.StepLoop", _TrainingEpochLoop):
-            seconds["`fit` with Lightning's own loop"].append(fit(*args)[0])
-    peaks = [memory[loop] for loop in loops.values()] + [own, math.nan]
+    peaks = [memory[loop] for loop in loops.values()]
     bare = peaks[1]
     rows = []
     for (name, values), peak in zip(seconds.items(), peaks, strict=True):
         to_bare = [a / b for a, b in zip(values, seconds["a bare loop over in-memory batches"], strict=True)]
         to_tutorial = [a / b for a, b in zip(values, tutorial, strict=True)]
         ratios = [spread(to_bare), spread(to_tutorial)]
-        size = "" if math.isnan(peak) else f"{peak:.0f} MB, {peak / bare:.2f} of the bare loop's"
-        rows.append([name, spread(values, " s", 1), *ratios, size])
+        rows.append([name, spread(values, " s", 1), *ratios, f"{peak:.0f} MB, {peak / bare:.2f} of the bare loop's"])
     print("### One epoch of ConvNet\n")
     print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the tutorial's", "peak memory"], rows) + "\n")
 
@@ -183,11 +184,6 @@ def fast(options: argparse.Namespace) -> None:
         rows.append([name, "430 batches", spread(seconds[name], " s", 1), ours, faster])
     print("### 99 % as soon as possible: `configs/convnet_fast.yaml`\n")
     print(table(["", "length", "training", "test accuracy, %", "faster by"], rows) + "\n")
-
-
-def own_peak() -> float:
-    """Peak resident memory of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def startup(options: argparse.Namespace) -> None:

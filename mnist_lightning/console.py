@@ -65,7 +65,7 @@ def progress(wanted: bool | None) -> Callback:
 
 
 class Bar(TQDMProgressBar):
-    """Lightning's bar, redrawn ten times a second: each drawing fetches the metrics from the device."""
+    """Lightning's bar, redrawn five times a second: each drawing fetches the metrics from the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Bar(TQDMProgressBar):
 
     def _should_update(self, current: int, total: int) -> bool:
         now = time.monotonic()
-        due = self.is_enabled and (now - self._drawn >= 0.1 or current == total)
+        due = self.is_enabled and (now - self._drawn >= 0.2 or current == total)
         if due:
             self._drawn = now
         return due

@@ -8,6 +8,7 @@ the plain case goes Lightning's own way.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -26,7 +27,7 @@ HOOKS = (  # of a step, in their order
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
-TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+TRANSFER = {"on_before_batch_transfer": False, "transfer_batch_to_device": True, "on_after_batch_transfer": False}
 
 
 class StepLoop(_TrainingEpochLoop):
@@ -40,8 +41,14 @@ class StepLoop(_TrainingEpochLoop):
             name: [getattr(callback, name) for callback in callbacks if is_overridden(name, callback, Callback)]
             for name in HOOKS
         }
+        precision, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
+        self._context: Any = nullcontext if type(precision) is Precision else precision.train_step_context
         owner = self.trainer._data_connector._datahook_selector.get_instance  # type: ignore[union-attr]
-        self._transfer = [getattr(owner(name), name) for name in TRANSFER]
+        self._transfer = [
+            (getattr(owner(name), name), (device, 0) if moves else (0,))
+            for name, moves in TRANSFER.items()
+            if is_overridden(name, owner(name)) or (moves and device.type != "cpu")
+        ]
 
     def advance(self, data_fetcher: Any) -> None:
         if self.restarting or not self.plain:
@@ -51,9 +58,8 @@ class StepLoop(_TrainingEpochLoop):
         batch, _, _ = next(data_fetcher)
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
-        before, move, after = self._transfer
-        batch = before(trainer.precision_plugin.convert_input(batch), 0)
-        batch = after(move(batch, trainer.strategy.root_device, 0), 0)
+        for hook, args in self._transfer:
+            batch = hook(batch, *args)
         progress.increment_ready()
         connector.on_batch_start(batch)
         if not (first := connector._first_loop_iter):
@@ -62,9 +68,10 @@ class StepLoop(_TrainingEpochLoop):
         progress.increment_started()
         outputs = self._optimize(batch, batch_idx)
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
-        if self._num_ready_batches_reached():
-            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        if trainer.lr_scheduler_configs:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self._num_ready_batches_reached():
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._call("on_train_batch_end", outputs, batch, batch_idx)
         if first or connector._current_fx is not None:  # else there is nothing new to collect
             connector.on_batch_end()
@@ -74,12 +81,12 @@ class StepLoop(_TrainingEpochLoop):
 
     def _optimize(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """One step of the optimizer; returns what training_step did."""
-        trainer, model, optimizer = self.trainer, self.trainer.lightning_module, self.trainer.optimizers[0]
+        model, optimizer = self.trainer.lightning_module, self.trainer.optimizers[0]
         progress = self.automatic_optimization.optim_progress.optimizer
         outputs: dict[str, Any] = {}
 
         def closure() -> Any:
-            with trainer.precision_plugin.train_step_context():
+            with self._context():
                 model._current_fx_name = "training_step"
                 output = model.training_step(batch, batch_idx)
                 model._current_fx_name = None
@@ -88,11 +95,11 @@ class StepLoop(_TrainingEpochLoop):
             progress.zero_grad.increment_ready()
             self._call("on_before_zero_grad", optimizer)
             progress.zero_grad.increment_started()
-            model.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer)
+            optimizer.zero_grad()
             progress.zero_grad.increment_completed()
             if loss is not None:
                 self._call("on_before_backward", loss)
-                model.backward(loss)
+                loss.backward()
                 self._call("on_after_backward")
                 outputs["loss"] = loss.detach()
             self._call("on_before_optimizer_step", optimizer)
@@ -125,7 +132,7 @@ class StepLoop(_TrainingEpochLoop):
 def is_plain(trainer: Any) -> bool:
     """Whether a step of this fit is no more than what `StepLoop.advance` does."""
     model, precision = trainer.lightning_module, trainer.precision_plugin
-    own_hooks = (*HOOKS, "optimizer_step", "configure_gradient_clipping")
+    own_hooks = (*HOOKS, "backward", "optimizer_zero_grad", "optimizer_step", "configure_gradient_clipping")
     return (
         type(trainer.strategy) is SingleDeviceStrategy
         and type(precision) in (Precision, MixedPrecision)

@@ -25,8 +25,8 @@ class Drawings(Bar):
         return super().get_metrics(trainer, pl_module)
 
 
-@pytest.mark.parametrize("seconds, drawn", [(0.04, [1, 4, 7, 10]), (0.2, list(range(1, 11)))])
-def test_bar_is_drawn_ten_times_a_second_and_at_the_last_batch(
+@pytest.mark.parametrize("seconds, drawn", [(0.08, [1, 4, 7, 10]), (0.4, list(range(1, 11)))])
+def test_bar_is_drawn_five_times_a_second_and_at_the_last_batch(
     seconds: float, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(1000 + seconds * step for step in range(1000))
