@@ -125,14 +125,14 @@ def convnet(options: argparse.Namespace) -> None:
     args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1"]
     args += ["--trainer.limit_train_batches", "20"] if options.quick else []
     fit = f"from benchmarks.speed import fits\nfor value in fits(*{args!r}):"
-    plain = "from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop\nimport mnist_lightning.cli as cli"
+    own = "from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop\nfrom mnist_lightning import cli"
     loops = {
         "the tutorial's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
         "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
         "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
         f"{steps}):",
         "`fit`": fit,
-        "`fit` with Lightning's own loop": f"{plain}\ncli.StepLoop = _TrainingEpochLoop\n{fit}",
+        "`fit` with Lightning's own loop": f"{own}\ncli.StepLoop = _TrainingEpochLoop\n{fit}",
     }
     ways = {name: elsewhere(loop) for name, loop in loops.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -27,6 +27,7 @@ HOOKS = (  # of a step, in their order
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
+# Of a batch, and whether they take the device.
 TRANSFER = {"on_before_batch_transfer": False, "transfer_batch_to_device": True, "on_after_batch_transfer": False}
 
 

@@ -167,7 +167,11 @@ def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     maps: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        return lambda module, inputs, output: maps.update({name: output[0, :32].detach().float().cpu()})
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            dense = output.to_dense() if output.is_mkldnn else output  # ConvNet's may be in oneDNN's layout
+            maps[name] = dense[0, :32].detach().float().cpu()
+
+        return hook
 
     stages: dict[str, nn.Module] = model.stages()  # type: ignore[operator]
     hooks = [stage.register_forward_hook(keep(name)) for name, stage in stages.items()]

@@ -86,7 +86,8 @@ def test_state_dict_is_the_tutorials_in_both_directions(ours: ConvNet, tutorial:
 def test_logits_are_the_tutorials(
     training: bool, ours: ConvNet, tutorial: nn.Sequential, batch: Batch
 ) -> None:
-    logits, expected = ours.train(training)(batch[0]), tutorial(preprocessed(batch[0]))
+    with torch.inference_mode(not training):
+        logits, expected = ours.train(training)(batch[0]), tutorial(preprocessed(batch[0]))
     assert logits.shape == (64, 10)
     assert (logits - expected).abs().max() < TOLERANCE
     assert torch.equal(logits.argmax(1), expected.argmax(1))
@@ -115,15 +116,18 @@ def test_training_step_is_the_tutorials(ours: ConvNet, tutorial: nn.Sequential, 
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
-def test_only_training_in_float32_goes_by_onednns_layout(ours: ConvNet, batch: Batch) -> None:
+def test_training_and_inference_in_float32_go_by_onednns_layout(ours: ConvNet, batch: Batch) -> None:
     layouts = []
     ours.conv2.register_forward_hook(lambda module, args, output: layouts.append(output.is_mkldnn))
     ours.train()(batch[0])
-    ours.eval()(batch[0])
+    with torch.inference_mode():
+        ours.eval()(batch[0])
+    with torch.no_grad():  # what export traces
+        ours(batch[0])
     with torch.autocast("cpu", torch.bfloat16):
         ours.train()(batch[0])
     ours.double()(batch[0])
-    assert layouts == [True, False, False, False]
+    assert layouts == [True, True, False, False, False]
 
 
 def test_one_image_gives_the_logits_that_it_has_in_a_batch(ours: ConvNet, batch: Batch) -> None:
