@@ -41,7 +41,7 @@ class ConvNet(DigitClassifier):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 10) of uint8 images (B, 1, 28, 28)."""
         x = (images.to(self.conv1.weight.dtype) / 255 - MEAN) / STD
-        # A CPU is faster in oneDNN's own layout, a tenth to a quarter, mostly by its pooling; that wants its stride said.
+        # A CPU is a tenth to a quarter faster in oneDNN's own layout, mostly by its pooling; the stride must be said.
         if onednn := (self.training or torch.is_inference_mode_enabled()) and takes_onednn(x):
             x = x.to_mkldnn()
         # Pool before ReLU: max and ReLU commute, and ReLU then sees a quarter of the values.
