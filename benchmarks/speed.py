@@ -96,7 +96,7 @@ def fits(*args: str) -> Iterator[float]:
 
 
 def elsewhere(loop: str) -> Generator[Any, None, None]:
-    """What a generator of benchmarks.loops yields in a process of its own, which stands still in between.
+    """What a loop over a generator of this module or benchmarks.loops yields, in a process that rests in between.
 
     In this process the loops would share what `fit` asks of malloc, see memory.py.
     """

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from mnist_lightning.convnet import ConvNet
+from mnist_lightning.convnet import ONEDNN, ConvNet
 from mnist_lightning.data import Batch
 from mnist_lightning.sources import load_digits
 
@@ -115,7 +115,7 @@ def test_training_step_is_the_tutorials(ours: ConvNet, tutorial: nn.Sequential, 
         assert (mine - theirs).abs().max() < TOLERANCE, name
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+@pytest.mark.skipif(not ONEDNN, reason="no oneDNN, or no AVX")
 def test_training_and_inference_in_float32_go_by_onednns_layout(ours: ConvNet, batch: Batch) -> None:
     layouts = []
     ours.conv2.register_forward_hook(lambda module, args, output: layouts.append(output.is_mkldnn))

@@ -145,8 +145,18 @@ class WithHook(ConvNet):
         self.conv1.bias.grad = None
 
 
-def test_leaves_a_model_with_hooks_of_its_own_to_lightnings_own_loop() -> None:
-    ours, lightnings = (Fit(own, WithHook) for own in (True, False))
+class WithBackward(ConvNet):
+    def backward(self, loss: torch.Tensor) -> None:
+        (2 * loss).backward()
+
+
+class WithZeroGrad(ConvNet):
+    def optimizer_zero_grad(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("model", [WithHook, WithBackward, WithZeroGrad])
+def test_leaves_a_model_with_hooks_of_its_own_to_lightnings_own_loop(model: type[ConvNet]) -> None:
+    ours, lightnings = (Fit(own, model) for own in (True, False))
     assert not ours.loop.plain
     assert_alike(ours, lightnings)
 
