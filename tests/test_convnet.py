@@ -130,6 +130,14 @@ def test_training_and_inference_in_float32_go_by_onednns_layout(ours: ConvNet, b
     assert layouts == [True, True, False, False, False]
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc1.weight"])
+def test_a_weight_that_is_nan_shows_in_every_answer(name: str, training: bool, ours: ConvNet, batch: Batch) -> None:
+    dict(ours.named_parameters())[name].data[0] = torch.nan
+    with torch.inference_mode(not training):
+        assert ours.train(training)(batch[0]).isnan().all()
+
+
 def test_one_image_gives_the_logits_that_it_has_in_a_batch(ours: ConvNet, batch: Batch) -> None:
     images, _ = batch
     assert (ours(images[5:6]) - ours(images)[5:6]).abs().max() < TOLERANCE
