@@ -33,8 +33,8 @@ def held(how: str) -> int:
     return int(done.stdout)
 
 
-# Not counted in page faults: some kernels, gVisor's among them, count none. Not in smaller tensors: glibc keeps those
-# too, where something small happens to lie behind them.
+# Not counted in page faults, nor with smaller tensors: glibc keeps those, too, where something small happens to lie
+# behind them, and then there are none.
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc from 2.33")
 def test_what_a_step_freed_stays_for_the_next() -> None:
     assert held("kept") >= 100_000_000 > held("as it comes")
