@@ -167,11 +167,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     maps: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            dense = output.to_dense() if output.is_mkldnn else output  # ConvNet's may be in oneDNN's layout
-            maps[name] = dense[0, :32].detach().float().cpu()
-
-        return hook
+        return lambda module, inputs, output: maps.update({name: output[0, :32].detach().float().cpu()})
 
     stages: dict[str, nn.Module] = model.stages()  # type: ignore[operator]
     hooks = [stage.register_forward_hook(keep(name)) for name, stage in stages.items()]
@@ -187,7 +183,8 @@ def evaluated(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode: what passes it meanwhile leaves no trace in BatchNorm's statistics."""
     training = model.training
     model.eval()
-    with torch.no_grad():
+    # Not in inference mode, where ConvNet's maps would be in oneDNN's layout: Lightning validates in it.
+    with torch.inference_mode(False), torch.no_grad():
         yield
     model.train(training)
 

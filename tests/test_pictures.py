@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_lightning import ResNet18
+from mnist_lightning import ConvNet, ResNet18
 from mnist_lightning.checkpoints import read_checkpoint
 from mnist_lightning.cli import CLI, run
 from mnist_lightning.pictures import Answers, draw_mistakes, evaluated, feature_maps, figure, grid
@@ -176,3 +176,11 @@ def test_grid_and_mistakes_take_any_number() -> None:
         draw_mistakes(axes, Answers(logits, labels, torch.zeros(100, 1, 28, 28, dtype=torch.uint8)))
         assert len(axes.texts) == min(25, wrong)
         assert f"of {wrong} mistakes" in axes.get_title()
+
+
+def test_feature_maps_are_the_same_in_the_inference_mode_that_lightning_validates_in() -> None:
+    model, image = ConvNet(), torch.randint(256, (1, 1, 28, 28), dtype=torch.uint8)
+    expected = feature_maps(model, image)
+    with torch.inference_mode():
+        maps = feature_maps(model, image)
+    assert all(torch.equal(maps[name], values) for name, values in expected.items()) and len(maps) == 2
