@@ -15,7 +15,7 @@ import tempfile
 from lightning.pytorch.callbacks import Timer
 
 from benchmarks.report import machine, table
-from mnist_lightning.cli import CLI
+from mnist_lightning.commands.cli import CLI
 
 
 def fit(args: list[str]) -> tuple[float, float]:

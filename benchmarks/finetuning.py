@@ -18,7 +18,7 @@ import torch
 from benchmarks.report import machine, table
 from benchmarks.speed import fit
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.features import extract
+from mnist_lightning.finetuning.features import extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Split
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from benchmarks.pages import page
 from benchmarks.report import machine, table
 from mnist_lightning import load_model
-from mnist_lightning.ink import NoInk, ink
+from mnist_lightning.photos.ink import NoInk, ink
 from mnist_lightning.sources import load_mnist
 
 

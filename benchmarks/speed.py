@@ -28,9 +28,9 @@ from lightning.pytorch import Callback
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import gflops, machine, spread, table
-from mnist_lightning.cli import CLI
+from mnist_lightning.commands.cli import CLI
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.features import cache_folder, extract
+from mnist_lightning.finetuning.features import cache_folder, extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Digits, Split
 
@@ -101,7 +101,7 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
     In this process the loops would share what `fit` asks of malloc, see memory.py.
     """
     code = (
-        f"from benchmarks.loops import *\nfrom mnist_lightning.memory import keep_freed_memory\nimport resource\n{loop}"
+        f"from benchmarks.loops import *\nfrom mnist_lightning.runs.memory import keep_freed_memory\nimport resource\n{loop}"
     )
     code += (
         "\n    print('yielded', repr(value), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); input()"

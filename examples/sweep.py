@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mnist_lightning.cli import CLI
+from mnist_lightning.commands.cli import CLI
 from mnist_lightning.errors import UserError, report
 
 try:

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_lightning.checkpoints import load_model
+    from mnist_lightning.runs.checkpoints import load_model
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.convnet import ConvNet
     from mnist_lightning.data import MNISTDataModule

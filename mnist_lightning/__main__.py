@@ -3,7 +3,7 @@
 import sys
 
 from mnist_lightning.errors import report
-from mnist_lightning.explain import COMMANDS, explain
+from mnist_lightning.commands.explain import COMMANDS, explain
 
 HELP = """usage: python -m mnist_lightning COMMAND [options]
 
@@ -27,7 +27,7 @@ def main() -> None:
         # Said at once: importing torch and lightning takes seconds.
         message = f"invalid choice: '{command}' (choose from {COMMANDS})" if command else "no subcommand"
         sys.exit(report(explain(message, {}, {})))
-    from mnist_lightning.cli import run
+    from mnist_lightning.commands.cli import run
 
     sys.exit(run())
 

@@ -17,10 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from mnist_lightning.checkpoints import load_safely
+from mnist_lightning.runs.checkpoints import load_safely
 from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier, LabelSmoothing
 from mnist_lightning.errors import UserError
-from mnist_lightning.features import FeatureCache
+from mnist_lightning.finetuning.features import FeatureCache
 from mnist_lightning.sources import network_timeout
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels in [0, 1], red, green, blue: what the weights were trained with

@@ -24,7 +24,7 @@ import torch
 
 import mnist_lightning
 from mnist_lightning import features
-from mnist_lightning.checkpoints import WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import read_weights
 
@@ -70,7 +70,7 @@ class Process:
     numbers = itertools.count()
 
     def __init__(self, folder: Path, *args: str, fault: str = "") -> None:
-        self.server.set_forkserver_preload(["mnist_lightning.cli"])
+        self.server.set_forkserver_preload(["mnist_lightning.commands.cli"])
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"output{next(self.numbers)}"
         environment = {"XDG_CACHE_HOME": str(folder / "cache")} | ({"FAULT": fault} if fault else {})

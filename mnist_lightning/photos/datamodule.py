@@ -25,7 +25,7 @@ from tqdm import tqdm
 from mnist_lightning.classifier import NUM_CLASSES
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
-from mnist_lightning.ink import NoInk, ink
+from mnist_lightning.photos.ink import NoInk, ink
 
 UNSURE = 0.5  # a confidence below this is remarked on
 ENLARGED, CAPTION, GAP = 112, 32, 8  # pixels of the contact sheet: a picture's side, the text below, the space between

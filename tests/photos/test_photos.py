@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_lightning.cli import run
+from mnist_lightning.commands.cli import run
 from mnist_lightning.sources import load_digits
 
 

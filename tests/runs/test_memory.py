@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import ctypes, sys
 import torch
-from mnist_lightning.memory import keep_freed_memory
+from mnist_lightning.runs.memory import keep_freed_memory
 
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 Mallinfo = type("Mallinfo", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names]})

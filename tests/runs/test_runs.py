@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs import LOGS, RunLogger, claim, newest_checkpoint, run_of, shown_path
+from mnist_lightning.runs.folder import LOGS, RunLogger, claim, newest_checkpoint, run_of, shown_path
 
 
 def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("best", "last")) -> Path:

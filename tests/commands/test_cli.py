@@ -20,8 +20,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torchvision.models import resnet18
 
 import mnist_lightning
-from mnist_lightning.cli import CLI, run
-from mnist_lightning.console import hush
+from mnist_lightning.commands.cli import CLI, run
+from mnist_lightning.runs.console import hush
 
 DIGITS = "the 360 test images of scikit-learn's digits, not MNIST"
 SHORT = ("--data.source", "digits", "--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2")

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from mnist_lightning.arguments import (
+from mnist_lightning.commands.arguments import (
     as_config,
     check_architecture,
     class_of,
@@ -26,26 +26,26 @@ from mnist_lightning.arguments import (
     refuse_what_cannot_win,
     settings_of_run,
 )
-from mnist_lightning.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.console import Bar, NoProfiler, ParameterCount, hush, progress
+from mnist_lightning.runs.console import Bar, NoProfiler, ParameterCount, hush, progress
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.demo import demo
+from mnist_lightning.commands.demo import demo
 from mnist_lightning.errors import UserError, report
-from mnist_lightning.explain import LOOK_UP, explain
-from mnist_lightning.export import export
+from mnist_lightning.commands.explain import LOOK_UP, explain
+from mnist_lightning.commands.export import export
 from mnist_lightning.files import write_whole
-from mnist_lightning.interruption import Interruption
+from mnist_lightning.runs.interruption import Interruption
 from mnist_lightning.loop import StepLoop
-from mnist_lightning.memory import keep_freed_memory
+from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.photos import Photos
-from mnist_lightning.pictures import Pictures
-from mnist_lightning.pictures import report as write_report
-from mnist_lightning.predictions import PredictionWriter
+from mnist_lightning.pictures.callback import Pictures
+from mnist_lightning.pictures.callback import report as write_report
+from mnist_lightning.runs.predictions import PredictionWriter
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
-from mnist_lightning.unfreezing import GradualUnfreezing  # noqa: F401  short names are those of imported classes
+from mnist_lightning.runs.folder import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
+from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  short names are those of imported classes
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},

@@ -11,7 +11,7 @@ from mnist_lightning import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.unfreezing import GradualUnfreezing
+from mnist_lightning.finetuning.unfreezing import GradualUnfreezing
 
 PARTS = ("backbone.layer2.", "backbone.layer3.", "backbone.layer4.", "head.")
 

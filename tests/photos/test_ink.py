@@ -7,7 +7,7 @@ from scipy import ndimage
 from sklearn.neighbors import KNeighborsClassifier
 
 from benchmarks.pages import page
-from mnist_lightning.ink import NoInk, ink
+from mnist_lightning.photos.ink import NoInk, ink
 from mnist_lightning.sources import load_digits
 
 

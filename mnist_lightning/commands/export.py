@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mnist_lightning import __version__
-from mnist_lightning.checkpoints import load_model, read_checkpoint
+from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
 from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs import find_checkpoint, shown_path
+from mnist_lightning.runs.folder import find_checkpoint, shown_path
 from mnist_lightning.sources import load_digits
 
 CHECKED = [1, 7, *[124] * 8]  # batch sizes that the 1,000 images of the check come in

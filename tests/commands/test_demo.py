@@ -17,9 +17,9 @@ from lightning.pytorch import Trainer
 from PIL import Image, ImageDraw
 
 from mnist_lightning import ConvNet, load_model
-from mnist_lightning.cli import run
-from mnist_lightning.demo import read
-from mnist_lightning.ink import ink
+from mnist_lightning.commands.cli import run
+from mnist_lightning.commands.demo import read
+from mnist_lightning.photos.ink import ink
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs import shown_path
+from mnist_lightning.runs.folder import shown_path
 
 
 class Interruption(Callback):

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from mnist_lightning import ConvNet, ResNet18
-from mnist_lightning.checkpoints import read_checkpoint
-from mnist_lightning.cli import CLI, run
-from mnist_lightning.pictures import Answers, draw_mistakes, evaluated, feature_maps, figure, grid
-from mnist_lightning.runs import RunLogger
+from mnist_lightning.runs.checkpoints import read_checkpoint
+from mnist_lightning.commands.cli import CLI, run
+from mnist_lightning.pictures.callback import Answers, draw_mistakes, evaluated, feature_maps, figure, grid
+from mnist_lightning.runs.folder import RunLogger
 
 DIGITS = ["--data.source", "digits", "--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "5"]
 PARTS = [f"pictures/{part}/{name}" for part in ("val", "test")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from mnist_lightning.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, load_safely, read_checkpoint
+from mnist_lightning.runs.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, load_safely, read_checkpoint
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
@@ -196,7 +196,7 @@ def test_last_is_saved_ten_seconds_apart_and_at_the_fits_end(
         default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     clock = SimpleNamespace(monotonic=lambda: seconds * fitting.current_epoch)
-    monkeypatch.setattr("mnist_lightning.checkpoints.time", clock)
+    monkeypatch.setattr("mnist_lightning.runs.checkpoints.time", clock)
     fitting.fit(ConvNet(), MNISTDataModule(source="digits"))
     assert saved == epochs
 

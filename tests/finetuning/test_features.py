@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from mnist_lightning import features
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.features import cache_folder, extract
+from mnist_lightning.finetuning.features import cache_folder, extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Digits, Split
 

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from mnist_lightning import console
-from mnist_lightning.console import Bar
+from mnist_lightning.runs.console import Bar
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 

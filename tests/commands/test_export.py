@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mnist_lightning import __version__, export, load_model
-from mnist_lightning.cli import run
+from mnist_lightning.commands.cli import run
 from mnist_lightning.sources import load_digits
 
 needs_extra = pytest.mark.skipif(

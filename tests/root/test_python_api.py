@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 import mnist_lightning
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.cli import run
+from mnist_lightning.commands.cli import run
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.resnet import ResNet18

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mnist_lightning.checkpoints import load_model
+from mnist_lightning.runs.checkpoints import load_model
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
-from mnist_lightning.export import require
-from mnist_lightning.ink import NoInk, ink
-from mnist_lightning.pictures import feature_maps, grid
-from mnist_lightning.runs import find_checkpoint, shown_path
+from mnist_lightning.commands.export import require
+from mnist_lightning.photos.ink import NoInk, ink
+from mnist_lightning.pictures.callback import feature_maps, grid
+from mnist_lightning.runs.folder import find_checkpoint, shown_path
 
 CANVAS = 400  # pixels a side
 

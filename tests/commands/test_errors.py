@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from mnist_lightning.cli import run
+from mnist_lightning.commands.cli import run
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_lightning.cli import run
+from mnist_lightning.commands.cli import run
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

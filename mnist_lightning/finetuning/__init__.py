@@ -1,0 +1,1 @@
+"""Fine-tuning: features of frozen layers computed once; unfreezing layer by layer."""

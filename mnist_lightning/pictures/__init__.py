@@ -1,0 +1,1 @@
+"""What TensorBoard and report.png show of a run."""

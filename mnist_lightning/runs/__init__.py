@@ -1,0 +1,1 @@
+"""A run: its folder, logger and checkpoints; stopping and resuming; what it prints."""
