@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         "MNISTDataModule": "data",
         "Photos": "photos",
         "ResNet18": "resnet",
-        "load_model": "checkpoints",
+        "load_model": "runs.checkpoints",
     }
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,30 +1,34 @@
-"""DigitClassifier: what ConvNet and ResNet18 share: loss, metrics, the steps, the optimizer.
+"""DigitClassifier: what ConvNet and ResNet18 share: the loss, the metrics, the steps, the optimizer.
 
-B = batch size. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float (B, 10).
+B = batch size, C = classes. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float (B, C).
 """
 
+import inspect
 import math
+import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import restricted_number_type
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import UserError
 
-NUM_CLASSES = 10
-
 LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<", 1)])
+
+FROM_PYTHON = "a Python function, which a checkpoint can't hold"
 
 
 class DigitClassifier(LightningModule):
@@ -33,7 +37,8 @@ class DigitClassifier(LightningModule):
     Args:
         optimizer: builds the optimizer from the trainable parameters.
         scheduler: builds a learning-rate schedule from the optimizer.
-        label_smoothing: share of the target that is spread over all ten digits (Szegedy et al., arXiv:1512.00567).
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., arXiv:1512.00567).
+        num_classes: how many classes there are.
     """
 
     default_epochs = 10  # of `fit` where --trainer.max_epochs isn't given
@@ -43,34 +48,21 @@ class DigitClassifier(LightningModule):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
+        num_classes: PositiveInt = 10,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # From the command line the hyperparameters are plain data; built in Python they hold functions, which a
-        # checkpoint that loads with weights_only=True can't.
-        plain = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in self.hparams.items()
-            if not callable(value)
-        }
-        plain.setdefault("_class_path", f"{type(self).__module__}.{type(self).__qualname__}")
-        self.hparams.clear()
-        self.save_hyperparameters(plain)
-        self.optimizer, self.scheduler, self.label_smoothing = optimizer, scheduler, label_smoothing
-        self._answers: list[tuple[Tensor, Tensor]] = []  # logits and labels that train_acc hasn't seen yet
-        self.metrics = nn.ModuleDict()
-        for part in ("train", "val", "test"):
-            # validate_args=False: checking the labels' range at each batch costs as much as the metric
-            self.metrics[f"{part}_acc"] = MulticlassAccuracy(NUM_CLASSES, average="micro", validate_args=False)
-            self.metrics[f"{part}_loss"] = MeanMetric(nan_strategy="disable")  # a NaN is shown, not dropped
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name == "_current_fx_name"
-        ):  # Lightning sets it around some 40 hooks a step; Module's own looks into each value
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self._keep_plain_hyperparameters()
+        self.optimizer, self.scheduler = optimizer, scheduler
+        for name, value in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if value == FROM_PYTHON:
+                rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
+        self.label_smoothing, self.num_classes = label_smoothing, num_classes
+        # validate_args=False: a check of every batch's labels would take as long as the metric itself
+        metric = {"num_classes": num_classes, "average": "micro", "validate_args": False}
+        self.train_acc, self.val_acc, self.test_acc = (MulticlassAccuracy(**metric) for _ in range(3))
+        # nan_strategy="disable": a NaN is shown, not dropped
+        self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
 
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
@@ -79,39 +71,41 @@ class DigitClassifier(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        trainer: Any = self.trainer
-        every, ends = trainer.log_every_n_steps, trainer.is_last_batch
-        shown = every > 0 and (trainer.global_step + 1) % every == 0
-        if (shown or not loss.is_cuda) and not math.isfinite(loss.item()):  # a GPU would be waited for
-            raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
-        # An update of the metric costs as much as a linear head's forward pass: one for all steps since the last.
-        self._answers.append((logits.detach(), labels))
-        if shown or ends:
-            self._metric("train_acc").update(*(torch.cat(parts) for parts in zip(*self._answers, strict=True)))
-            self._answers.clear()
-        # self.log does its bookkeeping at each call, and the Trainer takes up a step's values only every
-        # log_every_n_steps: for a linear head on kept features the calls between would be a third of the step.
-        if shown:
-            self.log("train/loss", loss)
-        if ends:
-            self.log("train/acc", self._metric("train_acc"), on_step=False, on_epoch=True)
+        self.train_acc.update(logits, labels)
+        self.log("train/loss_step", loss)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate("val", batch)
+        images, labels = batch
+        logits = self(images)
+        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.val_acc.update(logits, labels)
+        self.log_dict({"val/loss": self.val_loss, "val/acc": self.val_acc}, prog_bar=True)
+        return logits
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._evaluate("test", batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
-        return {"labels": labels, "probabilities": self(images).softmax(dim=1)}  # (B,), (B, 10)
+        logits = self(images)
+        self.test_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.test_acc.update(logits, labels)
+        self.log_dict({"test/loss": self.test_loss, "test/acc": self.test_acc})
+        return logits
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        images, *labels = batch if isinstance(batch, (tuple, list)) else [batch]
+        probabilities = self(images).softmax(dim=1)  # (B, C)
+        return {"probabilities": probabilities} | ({"labels": labels[0]} if labels else {})
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """What the optimizer trains, and each group's learning rate as a share of the one that was asked for."""
         return [([parameter for parameter in self.parameters() if parameter.requires_grad], 1.0)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        for name, value in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
+            if value == FROM_PYTHON:
+                raise UserError(f"the {name} to train with", FROM_PYTHON, f"pass {name}= when you load the model.")
         groups, factors = zip(*self.parameter_groups(), strict=True)
         try:
             optimizer = self.optimizer(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
@@ -119,72 +113,60 @@ class DigitClassifier(LightningModule):
             raise UserError("an optimizer's arguments", str(error), "see that class in torch.optim.") from error
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] *= factor
-        if isinstance(optimizer, LBFGS):  # it reads gradients as torch lays them out by default
+        if isinstance(optimizer, LBFGS):  # it takes no gradients that are laid out as channels_last
             self.to(memory_format=torch.contiguous_format)
         if self.scheduler is None:
             return optimizer
-        given = getattr(self.scheduler, "keywords", {})  # from the command line it is a functools.partial
-        # OneCycleLR and CyclicLR take no notice of the groups' own rates.
-        filled: dict[str, Any] = {
-            name: [given[name] * factor for factor in factors]
-            for name in ("max_lr", "base_lr")
-            if len(factors) > 1 and isinstance(given.get(name), (int, float))
-        }
-        if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
-            filled["total_steps"] = self._total_steps()
-        schedule = self.scheduler(optimizer, **filled)
+        schedule = self.scheduler(optimizer, **self._schedule_arguments(factors))
         by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
         config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = schedule.monitor
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def on_fit_start(self) -> None:
-        trainer: Any = self.trainer
-        fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in trainer.optimizers)
-        if fused and trainer.gradient_clip_val and "mixed" in trainer.precision:  # a RuntimeError at the first step
-            got = f"a fused one with --trainer.precision {trainer.precision} and --trainer.gradient_clip_val"
-            raise UserError("an optimizer whose gradients can be clipped", got, "give --model.optimizer.fused false.")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
-        if not all(bool(parameter.isfinite().all()) for parameter in trained):
-            raise not_finite("weights that aren't", self.trainer.global_step)  # the last good checkpoint stays
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole fit.
-
-        Not `trainer.estimated_stepping_batches`: that builds the training loader early, and a resumed loader's place
-        in the epoch is lost (https://github.com/Lightning-AI/pytorch-lightning/issues/20550).
-        """
-        trainer: Any = self.trainer
-        batches = len(trainer.datamodule.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * int(trainer.max_epochs or -1)
-        known = [count for count in (steps, trainer.max_steps) if count > 0]
-        if not known:
-            raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
-        return min(known)
+    def on_train_start(self) -> None:
+        self.train_acc.reset()  # an earlier fit may have ended in the middle of an epoch
 
     def stages(self) -> dict[str, nn.Module]:
-        """The layers whose output pictures.py and demo.py show, by name, in order."""
+        """The layers whose feature maps are worth looking at, by name, in order."""
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
 
-    def _evaluate(self, part: str, batch: Batch) -> Tensor:
-        images, labels = batch
-        logits = self(images)
-        loss, accuracy = self._metric(f"{part}_loss"), self._metric(f"{part}_acc")
-        # One loss an image, for the last batch is shorter: with nan_strategy="disable" MeanMetric drops a weight.
-        loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        accuracy.update(logits, labels)
-        self.log_dict({f"{part}/loss": loss, f"{part}/acc": accuracy}, prog_bar=part == "val")
-        return logits
+    def _schedule_arguments(self, factors: tuple[float, ...]) -> dict[str, Any]:
+        """What a schedule named on the command line lacks: its length, and a rate for each of several groups."""
+        given = self.scheduler.keywords if isinstance(self.scheduler, partial) else {}
+        filled: dict[str, Any] = {
+            name: [given[name] * factor for factor in factors]  # OneCycleLR and CyclicLR ignore the groups' own rates
+            for name in ("max_lr", "base_lr")
+            if len(factors) > 1 and isinstance(given.get(name), (int, float))
+        }
+        if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
+            # A resumed schedule brings its length along. To ask for it then would make Lightning forget the place in
+            # the epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550
+            steps = sys.maxsize if self.trainer.ckpt_path else self.trainer.estimated_stepping_batches
+            if steps == math.inf:
+                raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
+            filled["total_steps"] = int(steps)
+        return filled
 
-    def _metric(self, name: str) -> Metric:
-        return cast(Metric, self.metrics[name])
+    def _keep_plain_hyperparameters(self) -> None:
+        """From the command line they are plain data; from Python they may be functions and paths, which a checkpoint
+        that loads with weights_only=True can't hold."""
+        defaults = inspect.signature(type(self)).parameters
+        plain: dict[str, Any] = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
+        for name, value in self.hparams.items():
+            if not callable(value):
+                plain[name] = str(value) if isinstance(value, Path) else value
+            elif name not in defaults or value is not defaults[name].default:
+                plain[name] = FROM_PYTHON
+        self.hparams.clear()
+        self.save_hyperparameters(plain)
 
 
-def not_finite(got: str, step: int) -> UserError:
-    remedy = "try a smaller --model.optimizer.lr, or --trainer.gradient_clip_val 1; the last good checkpoint is kept."
-    return UserError("finite numbers in training", f"{got} at step {step}", remedy)
+def check_images(images: Tensor, given_by: str = "the caller") -> None:
+    """Raises UserError unless these are images as MNIST has them: uint8 (B, 1, 28, 28)."""
+    if images.dtype != torch.uint8 or images.shape[1:] != (1, 28, 28):
+        got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)} from {given_by}"
+        if images.is_floating_point():
+            got += f", in [{images.min():.3g}, {images.max():.3g}]"
+        remedy = "give the pixels unscaled: the model normalises them itself."
+        raise UserError("uint8 images (B, 1, 28, 28), 0 to 255", got, remedy)

@@ -1,11 +1,17 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and read without running anything in them."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
+from zipfile import ZipFile, is_zipfile
+
+import torch
+
+from mnist_lightning.errors import UserError
 
 
 @contextmanager
@@ -38,6 +44,30 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:
+    """torch.load with weights_only=True, so that a hostile file runs nothing; errors in words.
+
+    Raises:
+        UserError: there is no such file, or torch can't read it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd pickle protocols, in files that are no pickles
+            if is_zipfile(path):
+                with ZipFile(path) as file:  # torch writes the checksums but reads on over a flipped bit
+                    if file.testzip():
+                        raise ValueError("checksum")
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(expected, f"no such file: {path}", remedy) from error
+    except IsADirectoryError as error:
+        raise UserError(expected, f"a folder: {path}", remedy) from error
+    except PermissionError as error:
+        raise UserError(expected, f"a file without read permission: {path}", remedy) from error
+    except Exception as error:  # torch.load answers damaged bytes with a dozen kinds of exception
+        raise UserError(expected, f"{path}, which is damaged or something else", remedy) from error
 
 
 def _umask() -> int:

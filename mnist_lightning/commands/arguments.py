@@ -1,7 +1,6 @@
 """What is typed, what a config file says and what a checkpoint holds: how they go together."""
 
 import argparse
-import importlib
 import json
 import re
 from pathlib import Path
@@ -9,19 +8,20 @@ from typing import Any
 
 import yaml
 
+from mnist_lightning.classifier import FROM_PYTHON
+from mnist_lightning.commands.parser import class_of
 from mnist_lightning.errors import UserError
+from mnist_lightning.runs.folder import run_of
+
+FREE = ("data_dir", "mirrors")  # of the data's settings: where it lies may change in a resumed run
+MOVED = {"mnist_lightning.unfreezing.": "mnist_lightning.finetuning.unfreezing."}  # in config files of version 0.1
 
 
 def look_ahead(typed: list[str]) -> argparse.Namespace:
-    """What has to be known before the parser's defaults are set: the command, the model, the checkpoint, the root.
-
-    Raises:
-        UserError: --model and the config file name different models.
-    """
+    """What has to be known before the parser's defaults are set: the checkpoint, and where to look for it."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("-c", "--config", action="append", default=[])
     scan.add_argument("--model", "--model.class_path")
-    scan.add_argument("--model.optimizer", "--model.optimizer.class_path", dest="optimizer")
     scan.add_argument("--ckpt_path")
     scan.add_argument("--trainer.default_root_dir", dest="root")
     try:
@@ -30,34 +30,22 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
         found, rest = scan.parse_known_args([])
     found.subcommand = next((word for word in rest if not word.startswith("-")), "")
     for path in found.config:
-        try:
-            config = yaml.safe_load(Path(path).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
-            continue  # the real parser says what is wrong
-        config = config.get(found.subcommand, config) if isinstance(config, dict) else {}
-        model = config.get("model")
-        model = model.get("class_path") if isinstance(model, dict) else model
-        if model is not None and not isinstance(model, str):
-            raise UserError(f"a model in {path}: ConvNet or ResNet18", str(model), "mend that place.")
-        if not isinstance(config.get("trainer", {}), dict):
-            raise UserError(f"settings of the --trainer in {path}", str(config["trainer"]), "mend that place.")
-        optimizer = config["model"].get("init_args") if isinstance(config.get("model"), dict) else None
-        optimizer = optimizer.get("optimizer") if isinstance(optimizer, dict) else None
-        found.optimizer = found.optimizer or (optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer)
-        if model and found.model and model.rpartition(".")[2] != found.model.rpartition(".")[2]:
-            raise UserError(
-                f"--model as in {path}: {model}", found.model, "leave out --model, or take a config of that model."
-            )
-        found.model = found.model or model
+        config = read_config(Path(path))
+        config = config.get(found.subcommand) or config
+        trainer = config.get("trainer")
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
-        found.root = found.root or (config.get("trainer") or {}).get("default_root_dir")
+        found.root = found.root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
     found.root = found.root or "."
     return found
 
 
-def full_names(typed: list[str]) -> list[str]:
-    """ReduceLROnPlateau by its path: torch has a class of that name, too, which doesn't say what it watches."""
-    return [re.sub(r"(^|=)ReduceLROnPlateau$", r"\1lightning.pytorch.cli.ReduceLROnPlateau", word) for word in typed]
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file's content; {} where the real parser will say what is wrong with it."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def in_full(message: str, typed: list[str]) -> str:
@@ -69,24 +57,46 @@ def in_full(message: str, typed: list[str]) -> str:
     return message
 
 
-def class_of(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+def settings_of(checkpoint: dict[str, Any], path: Path, resuming: bool) -> dict[str, Any]:
+    """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed."""
+    kept = checkpoint.get("mnist_lightning") or settings_before_1_0(checkpoint, path)
+    settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
+    init_args = settings["model"].get("init_args") or {}
+    lost = [name for name, value in init_args.items() if value == FROM_PYTHON]
+    if lost and resuming:
+        remedy = "resume it from Python: trainer.fit(model, data, ckpt_path=...)."
+        raise UserError(f"a checkpoint whose {lost[0]} is known", f"{path}: it was {FROM_PYTHON}", remedy)
+    settings["model"]["init_args"] = {name: value for name, value in init_args.items() if name not in lost}
+    if not resuming:
+        return settings
+    trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
+    others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode") if name in kept}
+    return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}
 
 
-def as_config(hyperparameters: dict[str, Any], class_path: str) -> dict[str, Any]:
-    """Hyperparameters as a checkpoint holds them, in the form that the parser takes."""
-    init_args = {key: value for key, value in hyperparameters.items() if not key.startswith("_")}
-    return {"class_path": hyperparameters.get("_class_path", class_path), "init_args": init_args}
+def settings_before_1_0(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The same of a checkpoint that doesn't hold them: from its hyperparameters and its run's config.yaml."""
+    run = run_of(path)
+    config = read_config(run / "config.yaml") if run else {}
+    if not isinstance(config.get("trainer"), dict):
+        config = {}  # somebody's own file
+    text = json.dumps(config)
+    for old, new in MOVED.items():
+        text = text.replace(old, new)
+    config = json.loads(text)
+    hyperparameters = checkpoint.get("hyper_parameters", {})
+    data = checkpoint.get("datamodule_hyper_parameters")
+    known = {
+        "model": {"class_path": hyperparameters.get("_class_path"), "init_args": public(hyperparameters)},
+        "data": {"class_path": data.get("_class_path", "mnist_lightning.data.MNISTDataModule"), "init_args": public(data)}
+        if data
+        else None,
+    }
+    return config | known
 
 
-def settings_of_run(run: Path, checkpoint: dict[str, Any], data_class: str) -> dict[str, Any]:
-    """The seed and the Trainer's settings that a resumed run goes on with."""
-    config = run / "config.yaml"
-    trainer = yaml.safe_load(config.read_text())["trainer"] if config.is_file() else {}
-    settings = {f"trainer.{name}": value for name, value in trainer.items() if name != "default_root_dir"}
-    state = checkpoint.get(data_class.rpartition(".")[2], {})
-    return settings | ({"seed_everything": state["seed"]} if "seed" in state else {})
+def public(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in hyperparameters.items() if not name.startswith("_")}
 
 
 def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> None:
@@ -95,22 +105,19 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
         got = str(settings.seed_everything)
         raise UserError(f"--seed_everything as in the run: {saved['seed_everything']}", got, "leave it out.")
     for key in ("model", "data"):
+        if key not in saved:
+            continue
         now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
-        if key == "model" and class_of(now["class_path"]) is not class_of(then["class_path"]):
-            raise UserError(
-                f"a checkpoint of {now['class_path']}",
-                f"one of {then['class_path']}",
-                "leave out --model, or change it.",
-            )
-        for name, value in now.get("init_args", {}).items():
+        same = class_of(now["class_path"]) is class_of(then["class_path"])
+        if not same and (key == "model" or resuming):
+            got, remedy = f"one of {then['class_path']}", f"leave out --{key}, or change it."
+            raise UserError(f"a checkpoint of {now['class_path']}", got, remedy)
+        for name, value in now.get("init_args", {}).items() if same else ():
             was = then["init_args"].get(name, value)
-            fixed = resuming and name not in ("data_dir", "mirrors", "source") or name == "weights"
+            fixed = (resuming and (key == "model" or name not in FREE)) or (key == "model" and name == "weights")
             if fixed and value != was:
-                raise UserError(
-                    f"--{key}.{name} as in the checkpoint: {was}",
-                    str(value),
-                    "leave it out; to train with another value start a new run, without --ckpt_path.",
-                )
+                remedy = "leave it out; to train with another value start a new run, without --ckpt_path."
+                raise UserError(f"--{key}.{name} as in the checkpoint: {was}", str(value), remedy)
 
 
 def check_architecture(model: Any, checkpoint: dict[str, Any], path: str) -> None:

@@ -1,51 +1,58 @@
 """The command line: LightningCLI with this project's defaults, run folders, and errors for people."""
 
 import inspect
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.arguments import (
-    as_config,
     check_architecture,
-    class_of,
-    full_names,
     in_full,
     look_ahead,
     refuse_what_cannot_win,
-    settings_of_run,
+    settings_of,
 )
-from mnist_lightning.runs.checkpoints import LastCheckpoint, RunCheckpoint, WholeCheckpointIO, read_checkpoint
-from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.runs.console import Bar, NoProfiler, ParameterCount, hush, progress
-from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.commands.demo import demo
-from mnist_lightning.errors import UserError, report
 from mnist_lightning.commands.explain import LOOK_UP, explain
 from mnist_lightning.commands.export import export
+from mnist_lightning.commands.parser import Parser, ParserError, class_of
+from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.errors import UserError, report
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.interruption import Interruption
-from mnist_lightning.loop import StepLoop
-from mnist_lightning.runs.memory import keep_freed_memory
+from mnist_lightning.finetuning.features import FeatureCache
+from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  to be known by its short name
 from mnist_lightning.photos import Photos
 from mnist_lightning.pictures.callback import Pictures
-from mnist_lightning.pictures.callback import report as write_report
-from mnist_lightning.runs.predictions import PredictionWriter
+from mnist_lightning.pictures.figures import report as write_report
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.folder import RunLogger, claim, newest_checkpoint, run_of, shown_path, unclaim
-from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  short names are those of imported classes
+from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checks import FirstBatch
+from mnist_lightning.runs.classes import class_names
+from mnist_lightning.runs.console import ParameterCount, hush, progress
+from mnist_lightning.runs.folder import claim, find_checkpoint, results_of, run_of, shown_path, unclaim
+from mnist_lightning.runs.logger import RunLogger
+from mnist_lightning.runs.memory import keep_freed_memory
+from mnist_lightning.runs.predictions import PredictionWriter
+from mnist_lightning.runs.state import RunState
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
@@ -53,15 +60,12 @@ DEFAULTS = {
 }
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule, Photos]}
-TRAINER_DEFAULTS = {
-    "num_sanity_val_steps": 0,  # the shipped models' validation is tested; it would delay each start
-}
 
 
 def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0; 1 if photos could not be read; 2 after what a person can mend."""
     main_thread = threading.current_thread() is threading.main_thread()
-    # Lightning's own Ctrl-C exits with 1. During training interruption.py takes over.
+    # Lightning's own Ctrl-C exits with 1. During training LastCheckpoint takes over.
     before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
     try:
         typed = sys.argv[1:] if args is None else args
@@ -73,13 +77,11 @@ def run(args: list[str] | None = None) -> int:
         return 128 + signal.SIGTERM
     except UserError as error:
         return report(error)
-    except ValueError as error:  # of the Trainer or torch, for values that only show in use
-        return report(UserError("settings that fit together", str(error).strip().splitlines()[0], LOOK_UP))
-    except OSError as error:
-        got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        return report(UserError("to read and write the run's files", got, "choose another place, or mend it."))
-    except MisconfigurationException as error:
-        return report(UserError("settings that fit together", str(error).splitlines()[0], LOOK_UP))
+    except Exception as error:
+        explained = explain_exception(error)
+        if explained is None:
+            raise
+        return report(explained)
     finally:
         if main_thread:
             signal.signal(signal.SIGINT, before)
@@ -93,24 +95,31 @@ def call(name: str, *typed: str) -> None:
     try:
         settings = parser.parse_args(list(typed))
     except ParserError as error:
-        options = dict.fromkeys(parser._option_string_actions, "")
+        options = dict.fromkeys(option_names(parser), "")
         look_up = f"{parser.prog} --help lists the options."
         raise explain(in_full(str(error), list(typed)), options, {}, look_up) from error
     FUNCTIONS[name](**settings.as_dict())
 
 
-class ParserError(ValueError):
-    """A parser's report. Parsers are nested, and the outer one reads the inner one's: only the last is explained."""
+def explain_exception(error: Exception) -> UserError | None:
+    """The three lines for what Lightning, an optimizer of torch, or the system refuses; None for all else.
 
-
-class Parser(LightningArgumentParser):
-    """Takes no abbreviated options, and raises instead of printing 45 lines."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ParserError(message) from ex
+    An exception that went through code of the user's own keeps its traceback.
+    """
+    modules, traceback = [], error.__traceback__
+    while traceback is not None:
+        modules.append(traceback.tb_frame.f_globals.get("__name__", ""))
+        traceback = traceback.tb_next
+    known = {"mnist_lightning", "lightning", "torch", "torchmetrics", "jsonargparse", "tensorboard", "__main__"}
+    if any(name.partition(".")[0] not in known | sys.stdlib_module_names for name in modules):
+        return None
+    if isinstance(error, OSError):
+        got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return UserError("to read and write the run's files", got, "choose another place, or mend it.")
+    refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError)
+    if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.")):
+        return UserError("settings that fit together", " ".join(str(error).split())[:300], LOOK_UP)
+    return None
 
 
 class CLI(LightningCLI):
@@ -125,15 +134,15 @@ class CLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         hush()
         keep_freed_memory()
+        self.parsers: list[LightningArgumentParser] = []  # one a subcommand, in their order
         super().__init__(
-            DigitClassifier,
+            LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=None,  # it refuses to resume into a folder, or lets `test` overwrite fit's config
             seed_everything_default=0,
-            trainer_defaults=TRAINER_DEFAULTS,
             parser_class=Parser,
             args=args,
         )
@@ -146,65 +155,56 @@ class CLI(LightningCLI):
     # Parsing
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        self.parsers.append(parser)
         parser.set_defaults(DEFAULTS)
-        if not self._subcommand_parsers:  # fit's is the first
-            help = "instead of a fit, look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186)."
-            parser.add_argument("--lr_find", type=bool, default=False, help=help)
+        # Every command has these, so that one config file does for all of them.
+        help = "fit: the metric that chooses the best checkpoint; of equal ones the lower val/loss decides."
+        parser.add_argument("--monitor", type=str, default="val/acc", help=help)
+        help = "fit: whether the best of that metric is its max or its min."
+        parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help=help)
+        help = "fit, validate, test: draw pictures for TensorBoard and report.png."
+        parser.add_argument("--pictures", type=bool, default=True, help=help)
+        help = "fit: don't train, but look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186)."
+        parser.add_argument("--lr_find", type=bool, default=False, help=help)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
-        typed = sys.argv[1:] if args is None else list(args)
+        typed = sys.argv[1:] if args is None else list(args)  # type: ignore[arg-type]
         ahead = look_ahead(typed)
         self.checkpoint: dict[str, Any] | None = None
         saved: dict[str, Any] = {}
         if ahead.ckpt_path:
-            path = Path(ahead.ckpt_path)
-            if ahead.ckpt_path in ("best", "last"):
-                model = ahead.model or (ConvNet.__name__ if ahead.subcommand == "fit" else None)
-                model = model and model.rpartition(".")[2]
-                path = newest_checkpoint(Path(ahead.root), ahead.ckpt_path, model)
+            model = ahead.model.rpartition(".")[2] if ahead.model else None
+            path = find_checkpoint(ahead.ckpt_path, Path(ahead.root), model)
             self.checkpoint = read_checkpoint(path)
-            saved = {
-                "model": as_config(self.checkpoint["hyper_parameters"], DEFAULTS["model"]["class_path"]),
-                "data": as_config(
-                    self.checkpoint.get("datamodule_hyper_parameters", {}), DEFAULTS["data"]["class_path"]
-                ),
-            }
-            if ahead.subcommand == "fit":
-                saved |= settings_of_run(run_of(path), self.checkpoint, saved["data"]["class_path"])
-        elif ahead.model or ahead.optimizer:
-            # Not left to the parser: going from the default class to this one, jsonargparse keeps the first one's
-            # arguments where the names are the same: ConvNet's learning rate for ResNet18, SGD's for AdamW.
-            saved = {"model": {"class_path": ahead.model or DEFAULTS["model"]["class_path"]}}
-            if hasattr(torch.optim, str(ahead.optimizer).removeprefix("torch.optim.")):
-                name = f"torch.optim.{ahead.optimizer.removeprefix('torch.optim.')}"
-                saved["model"]["init_args"] = {"optimizer": {"class_path": name}}
-        if ahead.subcommand in self._subcommand_parsers:
-            try:
-                self._subcommand_parsers[ahead.subcommand].set_defaults(saved)
-            except (ValueError, AttributeError, ImportError) as error:  # of a misspelt --model the parser says so
-                if self.checkpoint is not None:
-                    got = f"{saved['model']['class_path']} and {saved['data']['class_path']}"
+            resuming = ahead.subcommand == "fit"
+            saved = settings_of(self.checkpoint, path, resuming)
+            if ahead.subcommand in self.subcommands():
+                try:
+                    self.parsers[list(self.subcommands()).index(ahead.subcommand)].set_defaults(saved)
+                except (ValueError, AttributeError, ImportError, TypeError) as error:
+                    got = " and ".join(str(saved[key]["class_path"]) for key in ("model", "data") if key in saved)
                     raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
-            self.config = parser.parse_args(full_names(typed))
+            self.config = parser.parse_args(typed)
         except (ParserError, UnicodeDecodeError) as error:
-            raise explain(in_full(str(error), typed), self._options(), _class_names()) from error
+            raise explain(in_full(str(error), typed), self._options(typed), class_choices()) from error
+        self.settings = self.config[self.config.subcommand]
+        if self.settings.lr_find and self.config.subcommand != "fit":
+            raise UserError("--lr_find with fit", self.config.subcommand, "leave it out.")
         if self.checkpoint is not None:
-            settings = self.config[self.config.subcommand]
-            settings.ckpt_path = str(path)
-            refuse_what_cannot_win(settings, saved, resuming=self.config.subcommand == "fit")
-            if self.config.subcommand == "fit" and not self.checkpoint.get("optimizer_states"):
+            self.settings.ckpt_path = str(path)
+            refuse_what_cannot_win(self.settings, saved, resuming)
+            if resuming and not self.checkpoint.get("optimizer_states"):
                 got = f"{path}, which holds the weights alone"
                 raise UserError("a checkpoint to go on from", got, "start a new run, without --ckpt_path.")
 
-    def _options(self) -> dict[str, str]:
-        """Every option that exists, and the class that it belongs to."""
-        options = {
-            option: "" for parser in self._subcommand_parsers.values() for option in parser._option_string_actions
-        }
+    def _options(self, typed: list[str]) -> dict[str, str]:
+        """Every option that exists, and the class that it belongs to; those of the classes that are typed as well."""
+        options = {option: "" for parser in self.parsers for option in option_names(parser)}
         for key, classes in CLASSES.items():
-            for cls in classes:
+            named = [class_of(word) for word in typed if "." in word and is_class(word)]
+            for cls in [*classes, *(cls for cls in named if key in str(cls.__mro__).lower())]:
                 options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
         return options
 
@@ -214,205 +214,287 @@ class CLI(LightningCLI):
     # Building
 
     def before_instantiate_classes(self) -> None:
-        settings = self.config[self.subcommand]
-        if class_of(settings.data.class_path) is Photos:
+        trainer = self.settings.trainer
+        if class_of(self.settings.data.class_path) is Photos:
             Photos.check(str(self.subcommand))
-        if self.subcommand == "fit":
-            trainer = settings.trainer
-            if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
-                trainer.max_epochs = class_of(settings.model.class_path).default_epochs
-        elif not settings.ckpt_path:
-            raise UserError(
-                f"a checkpoint to {self.subcommand}",
-                "none",
-                "add --ckpt_path FILE, or best or last for the newest run.",
-            )
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError("settings that the Trainer, the model and the data take", reason, LOOK_UP) from error
+        if "://" in str(trainer.default_root_dir):
+            got, remedy = trainer.default_root_dir, "give a folder, and copy the run when it is done."
+            raise UserError("--trainer.default_root_dir on this machine", got, remedy)
+        if self.subcommand != "fit":
+            if not self.settings.ckpt_path:
+                remedy = "add --ckpt_path FILE, or best or last for the newest run."
+                raise UserError(f"a checkpoint to {self.subcommand}", "none", remedy)
+            return
+        root = Path(trainer.default_root_dir or ".")
+        if self.checkpoint is None and SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
+            got = f"{next(root.glob('hpc_ckpt_*.ckpt'))}, which Lightning would resume from without a word"
+            raise UserError("no checkpoint of another job here", got, "move it away, or give it as --ckpt_path.")
+        if self.settings.lr_find:
+            if trainer.fast_dev_run:
+                raise UserError("--lr_find alone", "--trainer.fast_dev_run as well", "leave one of them out.")
+            trainer.max_epochs = -1  # a hundred steps, over as many epochs as that takes
+        elif trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            model = class_of(self.settings.model.class_path)
+            if inspect.isclass(model) and issubclass(model, DigitClassifier):
+                trainer.max_epochs = model.default_epochs
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        settings = self._get(self.config_init, "trainer")
-        searching = self.subcommand == "fit" and self.config_init["fit"].lr_find
-        self.fitting = self.subcommand == "fit" and not (settings["fast_dev_run"] or searching)
-        self.own_logger = settings["logger"] in (None, True)
-        validates = getattr(self.datamodule, "val_size", 1) > 0
-        self.model_checkpoint = RunCheckpoint(
-            filename="best",
-            monitor="val/acc" if validates else None,  # without validation images the last epoch is kept
-            mode="max",
-            enable_version_counter=False,
-        )
-        bar = progress(settings["enable_progress_bar"])
-        callbacks: list[Any] = [bar]
-        if settings["enable_model_summary"] is not False:
-            callbacks.append(ParameterCount())
-        if self.fitting and settings["enable_checkpointing"] is not False:
-            # Others save `last`: the first one's save_last=True does so only together with a better best. Once a
-            # minute, too, so that a kill loses no more than that.
-            minutely = RunCheckpoint(
-                filename="last", train_time_interval=timedelta(minutes=1), enable_version_counter=False
-            )
-            callbacks += [self.model_checkpoint, LastCheckpoint(), minutely]
-        if self.fitting and settings["logger"] is not False:
-            callbacks.append(LearningRateMonitor())
-        self.pictures = Pictures()
-        if self.fitting or self.subcommand in ("validate", "test"):
-            callbacks.append(self.pictures)
-        self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
-        plugins = settings["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
-        kwargs["enable_progress_bar"] = isinstance(bar, Bar)
-        kwargs["profiler"] = settings["profiler"] or NoProfiler()
-        if self.own_logger:
-            kwargs["logger"] = False  # until the run's folder is claimed
-        trainer = super().instantiate_trainer(**kwargs)
-        trainer.fit_loop.epoch_loop = StepLoop(trainer, trainer.min_steps, trainer.max_steps)
-        return trainer
-
-    def after_instantiate_classes(self) -> None:
+        settings = self.config_init[self.subcommand]["trainer"]
+        dry = settings["fast_dev_run"] or settings["barebones"] or self.settings.lr_find
+        self.fitting = self.subcommand == "fit" and not dry
+        self.names = class_names(self.datamodule, 0)
+        self.pictures: Pictures | None = None
+        self.predictions: PredictionWriter | None = None
         if self.checkpoint is not None:
-            check_architecture(self.model, self.checkpoint, self.config[self.subcommand].ckpt_path)
+            check_architecture(self.model, self.checkpoint, self.settings.ckpt_path)
+        if settings["barebones"]:  # Lightning refuses whatever might cost time
+            return super().instantiate_trainer(**kwargs)
+        self._prepare()
+        try:
+            kwargs["logger"] = self._loggers(settings["logger"])
+            kwargs["plugins"] = self._plugins(settings["plugins"])
+            if settings["num_sanity_val_steps"] is None:
+                kwargs["num_sanity_val_steps"] = 1  # enough to see that the monitored metric is there
+            callbacks = self._callbacks(settings)
+            if not any(isinstance(callback, ProgressBar) for callback in callbacks + given(settings["callbacks"])):
+                kwargs["enable_progress_bar"] = False
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
+            return super().instantiate_trainer(**kwargs)
+        except Exception:
+            self._give_back()
+            raise
+
+    def _prepare(self) -> None:
+        """Gets what a fit needs before it leaves a trace (a failed download makes no run folder), then the folder."""
+        if self.subcommand != "fit":
+            self.folder = results_of(Path(self.settings.ckpt_path))
+            return
+        if isinstance(self.datamodule, MNISTDataModule):
+            self.datamodule.prepare_data()
+            if "source" in self.settings.data.init_args:
+                self.settings.data.init_args.source = self.datamodule.source  # auto is settled now
+        if self.checkpoint is None and isinstance(self.model, ResNet18):
+            self.model.load_pretrained()
+        root = Path(self.settings.trainer.default_root_dir or ".")
+        resumed = run_of(Path(self.settings.ckpt_path)) if self.checkpoint is not None else None
+        self.fresh = resumed is None
+        if resumed is not None:
+            self.folder = resumed
+        elif self.fitting and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            digits = isinstance(self.datamodule, MNISTDataModule) and self.datamodule.source == "digits"
+            self.folder = claim(root, type(self.model).__name__ + ("-digits" if digits else ""))
+            try:
+                with write_whole(self.folder / "config.yaml") as file:
+                    file.write(self.parsers[0].dump(self.settings, skip_none=False).encode())
+            except BaseException:
+                self._give_back()
+                raise
+        else:
+            self.folder = root  # only the first process writes
+
+    def _give_back(self) -> None:
+        if self.fitting and self.fresh and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            unclaim(self.folder)
+
+    def _loggers(self, wanted: Any) -> Any:
+        """The project's own where none is named; beside it those of a list; else what the user says."""
+        if wanted not in (None, True) and not isinstance(wanted, list):
+            return wanted
+        if self.subcommand == "predict" or (self.subcommand == "fit" and not self.fitting):
+            return wanted or False
+        step = (self.checkpoint or {}).get("global_step")
+        at = {"resumed_at": step} if self.subcommand == "fit" else {"evaluated_at": step}
+        return [RunLogger(self.folder, **at), *given(wanted)]
+
+    def _plugins(self, wanted: Any) -> list[Any]:
+        plugins = given(wanted)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpointIO())
+        if SLURMEnvironment.detect() and not any(isinstance(plugin, SLURMEnvironment) for plugin in plugins):
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # it would resume into a new run; use --ckpt_path last
+        return plugins
+
+    def _callbacks(self, settings: Any) -> list[Any]:
+        """What a run has beside the callbacks that the user gives: the user's own bar, summary and monitor replace it."""
+        theirs = given(settings["callbacks"])
+
+        def missing(cls: type) -> bool:
+            return not any(isinstance(callback, cls) for callback in theirs)
+
+        callbacks: list[Any] = [FirstBatch()]
+        if missing(ProgressBar):
+            callbacks.append(progress(settings["enable_progress_bar"]))
+        if missing(ModelSummary) and settings["enable_model_summary"] is not False:
+            callbacks.append(ParameterCount())
+        if isinstance(self.model, ResNet18) and self.subcommand == "fit":
+            callbacks.append(FeatureCache())
+        logged = settings["logger"] is not False
+        if self.fitting and logged and missing(LearningRateMonitor):
+            callbacks.append(LearningRateMonitor())
+        if self.settings.pictures and (self.fitting or self.subcommand in ("validate", "test")):
+            self.pictures = Pictures()
+            callbacks.append(self.pictures)
+        if self.fitting:
+            callbacks.append(RunState(self._plain_settings()))
+            if settings["enable_checkpointing"] is not False:
+                checkpoints = self.folder.resolve() / "checkpoints"
+                self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)
+                callbacks += [self.best, LastCheckpoint(checkpoints / "last.ckpt")]
+        if self.subcommand == "predict" and not isinstance(self.datamodule, Photos):
+            self.predictions = PredictionWriter(self.folder / "predictions.csv")
+            callbacks.append(self.predictions)
+        return callbacks
+
+    def _plain_settings(self) -> dict[str, Any]:
+        return yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False))
 
     # Running
 
-    def before_fit(self) -> None:
-        """Gets what the run needs before it leaves a trace: a failed download makes no run folder."""
-        settings = self.config["fit"]
-        self.datamodule.prepare_data()
-        if self.checkpoint is None and isinstance(self.model, ResNet18):
-            self.model.load_pretrained()
-        source = getattr(self.datamodule, "source", None)
-        if "source" in settings.data.init_args:  # a datamodule of one's own may not take it
-            settings.data.init_args.source = source
-        if not self.fitting:
-            return
-        name = type(self.model).__name__ + ("-digits" if source == "digits" else "")
-        root = Path(self.trainer.default_root_dir)
-        if settings.ckpt_path is not None:
-            self.run_folder = run_of(Path(settings.ckpt_path))
-        elif self.trainer.is_global_zero:
-            self.run_folder = claim(root, name)
-            try:
-                with write_whole(self.run_folder / "config.yaml") as file:
-                    kept = settings.clone()
-                    del kept["lr_find"]  # other commands, which take the file as well, don't have it
-                    file.write(self._parser("fit").dump(kept, skip_none=False).encode())
-            except OSError:
-                unclaim(self.run_folder)
-                raise
-        else:
-            self.run_folder = root  # the first process's folder counts: Lightning broadcasts it
-        folder = self.run_folder.resolve() / "checkpoints"
-        for callback in self.trainer.checkpoint_callbacks:
-            if isinstance(callback, RunCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(folder)
-        self.trainer.callbacks.insert(0, Interruption(folder / "last.ckpt"))  # type: ignore[attr-defined]
-        self._log_into(self.run_folder, (self.checkpoint or {}).get("global_step"))
-
     def fit(self, **kwargs: Any) -> None:
         """Fits; a run that fails before its first step leaves nothing."""
-        if self.config["fit"].lr_find:
+        if self.settings.lr_find:
             finder: Any = Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule, update_attr=False)
-            print(f"A learning rate to try: --model.optimizer.lr {finder.suggestion():.2g}; nothing was trained.")
+            rate = finder.suggestion() if finder else None
+            if rate is None:
+                remedy = "try --data.batch_size 16, or --trainer.limit_train_batches 1.0."
+                raise UserError("enough steps to see a learning rate", "too few", remedy)
+            print(f"A learning rate to try: --model.optimizer.lr {rate:.2g}; nothing was trained.")
             return
         try:
             self.trainer.fit(**kwargs)
         except Exception:
-            fresh = self.fitting and self.checkpoint is None and self.trainer.global_step == 0
-            if fresh and self.trainer.is_global_zero:  # the others' run_folder isn't the run's
-                unclaim(self.run_folder)
+            if self.fitting:
+                self._give_back()
             raise
 
     def after_fit(self) -> None:
-        """Tests the best checkpoint on the official test set and says where everything is."""
+        """Tests the best checkpoint on the test set and says where everything is."""
         if not self.fitting:
-            if not self.config["fit"].lr_find:
-                print("fast_dev_run: no checkpoint, no test.")
+            if not self.settings.lr_find:
+                print("A trial run: no checkpoint, no test.")
             return
-        best = self.model_checkpoint.best_model_path or None  # none was saved: test the model as it is now
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        self.after_test()
-        if self.trainer.is_global_zero:
-            if isinstance(self.trainer.logger, RunLogger) and "test" in self.pictures.answers:
-                report_png = self.run_folder / "report.png"
-                write_report(report_png, self.pictures.answers["test"], self.trainer.logger.rows)
-            print(f"Dashboards     tensorboard --logdir {shown_path(self.run_folder.parent.parent)}")
-            kept = f"--ckpt_path {shown_path(Path(best))}" if best else "--ckpt_path FILE (this run kept none)"
-            print(f"Your digits    python -m mnist_lightning predict {kept} --data Photos --data.path photo.png")
-            if getattr(self.datamodule, "fell_back", False):
-                print("WARNING: this was not MNIST, which could not be had, but scikit-learn's 1,797 digits.")
+        if self.checkpoint is not None and self.trainer.global_step == self.checkpoint["global_step"]:
+            longer = "To train longer, give a larger --trainer.max_epochs (or --trainer.max_steps)."
+            print(f"This run had already ended, at step {self.trainer.global_step}: nothing was trained. {longer}")
+        best = self._best_path()
+        if best is not None:
+            # Not by trainer.test(ckpt_path=...), which gives WeightAveraging's callbacks their other weights.
+            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+        if self._can_test():
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if not self.trainer.is_global_zero:
+            return
+        self._say("Test", "test")
+        self._say_where(best)
 
-    def before_test(self) -> None:
-        self.run_folder = run_of(Path(self.config[self.subcommand].ckpt_path))
-        self._log_into(self.run_folder)
+    def _best_path(self) -> Path | None:
+        if self.settings.trainer.enable_checkpointing is False:
+            return None
+        path = Path(str(self.best.dirpath)) / "best.ckpt"
+        return path if path.is_file() else None
 
-    def after_test(self) -> None:
-        self._report("Test", "test")
+    def _can_test(self) -> bool:
+        has_data = is_overridden("test_dataloader", self.datamodule) or is_overridden("test_dataloader", self.model)
+        return has_data and is_overridden("test_step", self.model) and self.trainer.limit_test_batches != 0
 
-    before_validate = before_test
+    def _say_where(self, best: Path | None) -> None:
+        boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if boards:
+            own = isinstance(boards[0], RunLogger)
+            if own and self.pictures is not None and "test" in self.pictures.answers:
+                write_report(self.folder / "report.png", self.pictures.answers["test"], boards[0].rows)
+            folder = self.folder.parent.parent if own else Path(str(boards[0].log_dir))
+            print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
+        if best is not None and isinstance(self.datamodule, MNISTDataModule):
+            kept = f"--ckpt_path {quoted(best)} --data Photos --data.path PHOTO_OR_FOLDER"
+            print(f"Your digits    python -m mnist_lightning predict {kept}")
+        if isinstance(self.datamodule, MNISTDataModule) and self.datamodule.fell_back:
+            print("WARNING: this was not MNIST, which could not be had, but scikit-learn's 1,797 digits.")
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(verbose=False, **kwargs)  # `_report` says it in words
+        self.trainer.test(verbose=False, **kwargs)  # `_say` says it in words
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(verbose=False, **kwargs)
 
-    def after_validate(self) -> None:
-        self._report("Validation", "val")
+    def after_test(self) -> None:
+        self._say("Test", "test")
 
-    def before_predict(self) -> None:
-        self.run_folder = run_of(Path(self.config["predict"].ckpt_path))
-        name = "photos.csv" if isinstance(self.datamodule, Photos) else "predictions.csv"
-        self.predictions = self.run_folder / name
-        if not isinstance(self.datamodule, Photos):
-            writer = PredictionWriter(self.predictions)
-            self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    def after_validate(self) -> None:
+        self._say("Validation", "val")
 
     def predict(self, **kwargs: Any) -> None:
         answers: Any = self.trainer.predict(**kwargs) or []
         if isinstance(self.datamodule, Photos):
+            path = self.folder / "photos.csv"
             probabilities = [answer["probabilities"].float().cpu() for answer in answers]
-            whole = self.datamodule.tell(torch.cat([torch.empty(0, 10), *probabilities]), self.predictions)
+            count = self.model.num_classes if isinstance(self.model, DigitClassifier) else 10
+            names = (self.checkpoint or {}).get("class_names") or [str(label) for label in range(count)]
+            whole = self.datamodule.tell(torch.cat([torch.empty(0, count), *probabilities]), path, names)
             self.exit_code = 0 if whole else 1
+            print(f"Predictions    {quoted(path)}")
+        elif self.predictions is not None and self.trainer.is_global_zero:
+            written = self.predictions.written
+            print(f"Predictions    {quoted(self.predictions.path) if written else 'none were made, none are written'}")
 
-    def after_predict(self) -> None:
-        if self.trainer.is_global_zero:
-            print(f"Predictions    {shown_path(self.predictions)}")
-
-    def _log_into(self, run: Path, steps: int | None = None) -> None:
-        if self.own_logger:
-            self.trainer.loggers = [RunLogger(run, steps)]
-
-    def _report(self, title: str, part: str) -> None:
+    def _say(self, title: str, part: str) -> None:
+        """What was measured, on which images, and where the run is."""
         if not self.trainer.is_global_zero:
             return
-        if f"{part}/acc" not in self.trainer.callback_metrics:
-            remedy = f"change --data.val_size or --trainer.limit_{part}_batches."
-            raise UserError(f"{title.lower()} images", "none", remedy)
-        accuracy = 100 * float(self.trainer.callback_metrics[f"{part}/acc"])
-        print(f"{title + ' accuracy':<14} {accuracy:.2f} % on {self._images(part)}")
-        print(f"{'Run':<14} {shown_path(self.run_folder)}")
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if f"{part}/acc" in metrics:
+            print(f"{title + ' accuracy':<14} {100 * metrics[f'{part}/acc']:.2f} % on {self._images(part)}")
+        else:
+            measured = {name: value for name, value in metrics.items() if name.startswith(part)}
+            if self.subcommand != "fit" and not measured:
+                remedy = f"change --data.val_size or --trainer.limit_{part}_batches."
+                raise UserError(f"{title.lower()} images", "none", remedy)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
+            print(f"{title:<14} {shown or 'not measured'}")
+        print(f"{'Run':<14} {quoted(self.folder)}")
 
     def _images(self, part: str) -> str:
         """Which images an accuracy was measured on."""
-        batches = len(getattr(self.datamodule, f"{part}_dataloader")())
-        limited = sum(getattr(self.trainer, f"num_{part}_batches")) < batches
-        subset = {"test": "test", "val": "validation"}[part]
-        indices: Any = getattr(self.datamodule, "indices", {})
-        count = f"{len(indices[part]):,} {subset}" if part in indices else subset
-        source = {"mnist": "MNIST's {} images", "digits": "the {} images of scikit-learn's digits, not MNIST"}
-        own = f"the {{}} images of {type(self.datamodule).__name__}"
-        return ("a part of " if limited else "") + source.get(getattr(self.datamodule, "source", ""), own).format(count)
+        trainer = self.trainer
+        used, loaders = (
+            (trainer.num_test_batches, trainer.test_dataloaders)
+            if part == "test"
+            else (trainer.num_val_batches, trainer.val_dataloaders)
+        )
+        whole = sum(len(loader) for loader in given(loaders))
+        some = "a part of " if sum(given(used)) < whole else ""
+        kind = {"test": "test", "val": "validation"}[part]
+        data = self.datamodule
+        if not isinstance(data, MNISTDataModule):
+            return f"{some}the {kind} images of {type(data).__name__}"
+        count = f"{len(data.test_set if part == 'test' else data.val_set):,} {kind}"
+        source = {"mnist": f"MNIST's {count} images", "digits": f"the {count} images of scikit-learn's digits, not MNIST"}
+        return some + source.get(data.source, f"the {count} images of {type(data).__name__}")
 
 
-def _class_names() -> dict[str, list[str]]:
+def given(value: Any) -> list[Any]:
+    """What may be None, one thing or several, as a list."""
+    if value in (None, True, False):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def quoted(path: Path) -> str:
+    """A path as one word of a command that can be pasted."""
+    return shlex.quote(shown_path(path))
+
+
+def option_names(parser: LightningArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def is_class(path: str) -> bool:
+    try:
+        return inspect.isclass(class_of(path))
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
+def class_choices() -> dict[str, list[str]]:
     names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
     return names | {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}

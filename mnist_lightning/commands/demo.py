@@ -11,7 +11,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.commands.export import require
 from mnist_lightning.photos.ink import NoInk, ink
-from mnist_lightning.pictures.callback import feature_maps, grid
+from mnist_lightning.pictures.figures import feature_maps, grid
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
 
 CANVAS = 400  # pixels a side

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mnist_lightning import __version__
 from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
-from mnist_lightning.classifier import NUM_CLASSES, DigitClassifier
+from mnist_lightning.classifier import DigitClassifier
+NUM_CLASSES = 10
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.folder import find_checkpoint, shown_path

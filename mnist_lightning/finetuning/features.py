@@ -1,212 +1,206 @@
-"""FeatureCache: frozen layers are a fixed function, so each image passes them once and the rest trains on the result.
+"""FeatureCache: what the frozen layers of ResNet18 make of each image is computed once, and the rest trains on that.
 
-N = images, D = what the frozen layers make of an image: (512,) of a whole backbone. Exact or off: augmentation, or data
-that isn't in memory, turns it off, and one line says so. Features stay on disk under a name made from all that
-determines them; a file that isn't whole is made again.
+N = images, D = shape of one image's features: (512,) of a whole backbone. Features stay on disk under a name made from
+all that determines them: weights, statistics, pixels, image size, precision. Where they would not be exact the cache
+turns itself off, and one line says why.
 """
 
 import hashlib
 import os
-import sys
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse, optimize_for_inference
 from tqdm import tqdm
 
-from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.files import write_whole
-from mnist_lightning.sources import Split
+from mnist_lightning.data import Features, Images, MNISTDataModule
+from mnist_lightning.errors import UserError
+from mnist_lightning.files import load_safely, write_whole
+from mnist_lightning.resnet import ResNet18
 
-if TYPE_CHECKING:
-    from mnist_lightning.resnet import ResNet18
+FORMAT = 2  # of the files; part of their names
+SIZE_LIMIT = 2 * 2**30  # bytes of all files together; the longest unused are deleted
+LARGEST = 2**30  # bytes of one data set's features: they have to fit into memory as well
+PIXELS_A_BATCH = 2**20
 
-LAYOUT = 1  # of the files; part of their names
-SIZE_BOUND = 2 * 2**30  # bytes of all files together; the longest unused go first
-LARGEST = 2**30  # bytes of one data set's features: they have to fit in memory, too
-DIGEST = hashlib.sha256().digest_size
-PIXELS_A_PASS = 2**20  # of a batch: measured best at image sizes 28 to 224, see docs/results.md
-
-
-def cache_folder() -> Path:
-    """~/.cache/mnist_lightning, or where XDG_CACHE_HOME says."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mnist_lightning"
+Part = Literal["train", "val", "test"]
 
 
 class FeatureCache(Callback):
-    """While a fit and its final test run, the datamodule's batches hold features (B, *D) instead of images."""
+    """While ResNet18 is fitted, and in the test that follows, the datamodule's batches hold features."""
 
     def __init__(self) -> None:
+        self.layers = -1  # how many layers the cached features have passed; -1: nothing is decided yet
         self.used = False
-        self.frozen = -1  # layers that the kept features have passed
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.frozen = -1
-        pl_module.load_pretrained()  # type: ignore[operator]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_up(trainer, pl_module)  # a fit resumed in mid-epoch has no on_train_epoch_start
+        self.layers = -1
+        self._follow(trainer, pl_module)  # a fit that is resumed in mid-epoch calls no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._keep_up(trainer, pl_module)
+        self._follow(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.used and isinstance(pl_module, ResNet18) and pl_module.frozen < self.layers:
+            got = f"layer {pl_module.frozen + 1} of the backbone unfrozen in mid-epoch, while features are cached"
+            raise UserError("layers that are unfrozen between epochs", got, "give --model.cache_features false.")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.used:  # the final test of a fit; `test` of a checkpoint passes each image once anyway
-            model: ResNet18 = pl_module  # type: ignore[assignment]
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            data.features = data.digits._replace(test=self._features(trainer, model, data.digits.test))
+        data = datamodule_of(trainer)
+        # `test` of a checkpoint passes each image once anyway.
+        if self.used and data is not None and isinstance(pl_module, ResNet18) and pl_module.frozen == self.layers:
+            self._replace(trainer, pl_module, data, "test", data.test_set)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.used:
-            trainer.datamodule.features = None  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
+        if self.used and data is not None:
+            for part in ("train", "val", "test"):
+                data.use_features(part, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "")
 
-    def _keep_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Features of the layers that are frozen now: GradualUnfreezing changes which."""
-        model: ResNet18 = pl_module  # type: ignore[assignment]
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if model.frozen == self.frozen:
+    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Caches the features of the layers that are frozen now: GradualUnfreezing changes which."""
+        data = datamodule_of(trainer)
+        if not isinstance(pl_module, ResNet18) or pl_module.frozen == self.layers:
             return
-        self.teardown(trainer, model, "")
-        self.frozen = model.frozen
-        reason = self._reason_against(model, data)
+        self.teardown(trainer, pl_module, "")
+        self.layers = pl_module.frozen
+        reason = reason_against(pl_module, data)
         self.used = not reason
-        if reason:
-            say(f"Features of the frozen layers are not kept: {reason}.")
-        else:
-            data.features = data.digits._replace(train=self._features(trainer, model, data.digits.train))
+        if reason or data is None:
+            say(f"Features of the frozen layers are not cached: {reason}.")
+            return
+        self._replace(trainer, pl_module, data, "train", data.train_set)
+        if len(data.val_set):
+            self._replace(trainer, pl_module, data, "val", data.val_set)
 
-    def _reason_against(self, model: "ResNet18", data: object) -> str:
-        if not model.cache_features:
-            return "--model.cache_features is false"
-        if not isinstance(data, MNISTDataModule):
-            return "the images don't come from MNISTDataModule"
-        if data.augment:
-            return "--data.augment changes the images at each step"
-        if model.frozen == 0:
-            return "no layer is frozen"
-        if any(parameter.requires_grad for layer in model.layers[: model.frozen] for parameter in layer.parameters()):
-            return "some of them are trained"
-        size = 4 * len(data.digits.train.labels) * _shape(model, data.digits.train.images).numel()
-        return f"they would take {size / 1e9:.1f} GB" if size > LARGEST else ""
-
-    def _features(self, trainer: Trainer, model: "ResNet18", part: Split) -> Split:
-        path = cache_folder() / f"{_name(model, part.images, str(trainer.precision))}.features"
-        features = read(path, len(part.labels))
-        if features is not None:
-            features = features.view(len(features), *_shape(model, part.images))
-        if not trainer.strategy.reduce_boolean_decision(features is not None, all=True):
-            features = self._compute(trainer, model, part.images)
-            if trainer.is_global_zero:
-                try:
-                    write(path, features)
-                    say(f"Features kept in {path.parent} ({_megabytes(path)} MB); delete that folder at any time.")
-                except OSError as error:
-                    say(f"Features are not kept for the next run: {error}.")
-        else:
-            say(f"Features of {len(part.labels):,} images read from {path.parent}.")
-        assert features is not None
-        return Split(features, part.labels)
-
-    def _compute(self, trainer: Trainer, model: "ResNet18", images: Tensor) -> Tensor:
-        """Features (N, *D): each process computes its share, and all get the whole."""
-        share = -(-len(images) // trainer.world_size)
-        mine = images[share * trainer.global_rank :][:share]
-        with trainer.strategy.precision_plugin.forward_context():
-            out = extract(model, mine, show=trainer.is_global_zero)
-        missing = out.new_zeros(share - len(mine), *out.shape[1:])
-        shares = trainer.strategy.all_gather(torch.cat([out, missing]))
-        return shares.reshape(-1, *out.shape[1:])[: len(images)].float().cpu()
+    def _replace(self, trainer: Trainer, model: ResNet18, data: MNISTDataModule, part: Part, images: Images) -> None:
+        values = features(trainer, model, images.images)
+        data.use_features(part, Features(values, model.frozen))
 
 
-def extract(model: "ResNet18", images: Tensor, show: bool = False) -> Tensor:
-    """What the frozen layers make (N, *D) of uint8 images (N, 1, 28, 28), as fast as the hardware gives it.
+def datamodule_of(trainer: Trainer) -> MNISTDataModule | None:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    return datamodule if isinstance(datamodule, MNISTDataModule) else None
+
+
+def reason_against(model: ResNet18, data: MNISTDataModule | None) -> str:
+    """Why features can't be cached, or "" if they can."""
+    if not model.cache_features:
+        return "--model.cache_features is false"
+    if data is None:
+        return "the images don't come from MNISTDataModule"
+    if data.augment:
+        return "--data.augment changes the images at each step"
+    if model.frozen == 0:
+        return "no layer is frozen"
+    if model.head.weight.dtype != torch.float32:
+        return f"they would be in 32 bits, and the model is in {model.head.weight.dtype}"
+    if any(module.training for layer in model.layers[: model.frozen] for module in layer.modules()):
+        return "frozen layers are in training mode"
+    size = 4 * len(data.train_set) * extract(model, data.train_set.images[:1]).numel()
+    return f"they would take {size / 1e9:.1f} GB" if size > LARGEST else ""
+
+
+def features(trainer: Trainer, model: ResNet18, images: Tensor) -> Tensor:
+    """What the frozen layers make (N, *D) of uint8 images (N, 1, 28, 28): read from disk, or computed and kept there.
+
+    Of several processes each computes its share.
+    """
+    path = file_of(model, images, str(trainer.precision))
+    values = read(path, len(images))
+    if trainer.strategy.reduce_boolean_decision(values is not None, all=True):
+        assert values is not None and path is not None
+        say(f"Features of {len(images):,} images read from {path.parent}.")
+        return values
+    share = -(-len(images) // trainer.world_size)
+    mine = images[share * trainer.global_rank :][:share]
+    with trainer.precision_plugin.forward_context():
+        out = extract(model, mine, show=trainer.is_global_zero)
+    missing = out.new_zeros(share - len(mine), *out.shape[1:])
+    shares = trainer.strategy.all_gather(torch.cat([out, missing]))
+    values = shares.reshape(-1, *out.shape[1:])[: len(images)].float().cpu()
+    if trainer.is_global_zero:
+        keep(path, values)
+    return values
+
+
+def extract(model: ResNet18, images: Tensor, show: bool = False) -> Tensor:
+    """What the frozen layers make (N, *D) of uint8 images (N, 1, 28, 28).
 
     Args:
         show: a progress bar, where the output is a terminal.
     """
-    frozen = faster(nn.Sequential(*model.layers[: model.frozen]), model.device)
-    batch = max(1, PIXELS_A_PASS // model.image_size**2)
+    frozen = nn.Sequential(*model.layers[: model.frozen])
     out = []
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(images), desc="Features", unit=" images", disable=None if show else True) as bar,
-    ):
-        for chunk in images.split(batch):
-            out.append(frozen(model.prepare(chunk.to(model.device))))
-            bar.update(len(chunk))
+    bar = tqdm(total=len(images), desc="Features", unit=" images", disable=None if show else True)
+    with bar, torch.no_grad():
+        for batch in images.split(max(1, PIXELS_A_BATCH // model.image_size**2)):
+            out.append(frozen(model.prepare(batch.to(model.device))))
+            bar.update(len(batch))
     return torch.cat(out)
 
 
-def faster(layers: nn.Module, device: torch.device) -> nn.Module:
-    """The same function as `layers` in evaluation mode: BatchNorm folded into convolutions; on a CPU in oneDNN's own
-    layout from the first layer to the last, which is faster than channels_last.
-    """
-    # torch builds that on TorchScript's modules, which Python 3.14 no longer supports.
-    onednn = torch.backends.mkldnn.is_available() and sys.version_info < (3, 14)
-    if device.type != "cpu" or torch.is_autocast_enabled("cpu") or not onednn:
-        return fuse(layers).to(memory_format=torch.channels_last)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*script_method.*is deprecated", FutureWarning)
-        return optimize_for_inference(layers)
-
-
-def read(path: Path, count: int) -> Tensor | None:
-    """`count` rows of features from a file, or None where it isn't there whole: missing, truncated, a bit flipped."""
+def cache_folder() -> Path | None:
+    """~/.cache/mnist_lightning, or where XDG_CACHE_HOME says; None for a user without a home directory."""
     try:
-        content = torch.empty(path.stat().st_size, dtype=torch.uint8)
-        with path.open("rb") as file:
-            file.readinto(content.numpy().data)
-        os.utime(path)  # used now: not the next to go
-    except OSError:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist_lightning"
+    except RuntimeError:
         return None
-    digest, body = content[:DIGEST], content[DIGEST:]
-    if hashlib.sha256(body.numpy().data).digest() != bytes(digest.tolist()):
-        say(f"{path} is damaged; its features are computed again.")
+
+
+def file_of(model: ResNet18, images: Tensor, precision: str) -> Path | None:
+    """The file for these features: a change of a weight, pixel, image size, precision or format changes its name."""
+    folder = cache_folder()
+    if folder is None:
         return None
-    return body.view(torch.float32).view(count, -1)
-
-
-def write(path: Path, features: Tensor) -> None:
-    """Writes features with their SHA-256 in front, then deletes the longest unused files beyond SIZE_BOUND."""
-    body = features.contiguous().numpy().data
-    with write_whole(path) as file:
-        file.write(hashlib.sha256(body).digest())
-        file.write(body)
-    files = sorted(path.parent.glob("*.features"), key=lambda other: other.stat().st_mtime, reverse=True)
-    total = 0
-    for other in files:
-        total += other.stat().st_size
-        if total > SIZE_BOUND and other != path:
-            other.unlink(missing_ok=True)
-
-
-def _name(model: "ResNet18", images: Tensor, precision: str) -> str:
-    """A name that another weight, pixel, image size, precision or file layout changes."""
-    digest = hashlib.sha256(f"{LAYOUT} {model.frozen} {model.image_size} {precision} {tuple(images.shape)}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {model.frozen} {model.image_size} {precision} {tuple(images.shape)}".encode())
     for value in nn.Sequential(*model.layers[: model.frozen]).state_dict().values():
         digest.update(value.cpu().contiguous().numpy().data)
     digest.update(images.contiguous().numpy().data)
-    return digest.hexdigest()[:32]
+    return folder / f"{digest.hexdigest()[:32]}.features"
 
 
-def _shape(model: "ResNet18", images: Tensor) -> torch.Size:
-    """D."""
-    with torch.inference_mode():
-        return model.frozen_features(images[:1].to(model.device)).shape[1:]
+def read(path: Path | None, count: int) -> Tensor | None:
+    """`count` rows of features from a file; None if it is missing or damaged."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        values = load_safely(path, "features", "they are computed again.")
+        if not (isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == count):
+            raise UserError("features", f"{path}, which is something else", "they are computed again.")
+        os.utime(path)  # now the last one to be deleted
+    except (UserError, OSError) as error:
+        say(" ".join(str(error).split()))
+        return None
+    return values
+
+
+def keep(path: Path | None, values: Tensor) -> None:
+    """Writes features, then deletes the longest unused files beyond SIZE_LIMIT. That may fail: it is only a cache."""
+    if path is None:
+        say("Features are not kept for the next run: there is no home directory; set XDG_CACHE_HOME.")
+        return
+    try:
+        with write_whole(path) as file:
+            torch.save(values, file)
+        files = sorted(path.parent.glob("*.features"), key=lambda other: other.stat().st_mtime, reverse=True)
+        total = 0
+        for other in files:
+            total += other.stat().st_size
+            if total > SIZE_LIMIT and other != path:
+                other.unlink(missing_ok=True)
+        size = round(path.stat().st_size / 1e6)
+        say(f"Features kept in {path.parent} ({size} MB); delete that folder at any time.")
+    except (OSError, RuntimeError) as error:  # torch.save turns an OSError into a RuntimeError
+        say(f"Features are not kept for the next run: {str(error).splitlines()[0]}.")
 
 
 @rank_zero_only
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def _megabytes(path: Path) -> int:
-    return round(path.stat().st_size / 1e6)

@@ -4,12 +4,12 @@ Lightning's own BaseFinetuning replaces the optimizer's groups on resuming, and 
 "frozen" layers.
 """
 
-from typing import Any
-
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.nn.parallel import DistributedDataParallel
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.resnet import ResNet18
 
 
 class GradualUnfreezing(Callback):
@@ -29,24 +29,26 @@ class GradualUnfreezing(Callback):
         self.layers = layers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model: Any = pl_module
-        most = getattr(model, "trainable_layers", None)
-        if most is None:
-            raise UserError("ResNet18 for GradualUnfreezing", type(model).__name__, "leave out one of the two.")
+        if not isinstance(pl_module, ResNet18):
+            raise UserError("ResNet18 for GradualUnfreezing", type(pl_module).__name__, "leave out one of the two.")
+        most = pl_module.trainable_layers
         if not self.layers or max(self.layers) != most:
             got = f"layers: {self.layers}"
             raise UserError(f"GradualUnfreezing up to --model.trainable_layers {most}", got, "make the two agree.")
-        # Only here, for DDP sees to those parameters that were trainable when it was set up.
-        if trainer.world_size > 1 and not trainer.strategy.model.find_unused_parameters:  # type: ignore[union-attr]
+        # Only here: DDP prepares for those parameters that were trainable when it was set up.
+        parallel = trainer.strategy.model
+        if isinstance(parallel, DistributedDataParallel) and not parallel.find_unused_parameters:
             remedy = "that strategy waits for no gradients of layers that are still frozen."
             raise UserError("--trainer.strategy ddp_find_unused_parameters_true", "another strategy", remedy)
-        self._unfreeze(trainer, model)  # a fit resumed in mid-epoch has no on_train_epoch_start
+        self._unfreeze(trainer, pl_module)  # a fit that is resumed in mid-epoch calls no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unfreeze(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.train_layers(max(self.layers))  # type: ignore[operator]
+        if isinstance(pl_module, ResNet18):
+            pl_module.train_layers(max(self.layers))
 
-    def _unfreeze(self, trainer: Trainer, model: Any) -> None:
-        model.train_layers(self.layers[min(trainer.current_epoch, len(self.layers) - 1)])
+    def _unfreeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, ResNet18):
+            pl_module.train_layers(self.layers[min(trainer.current_epoch, len(self.layers) - 1)])

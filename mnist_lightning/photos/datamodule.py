@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from mnist_lightning.classifier import NUM_CLASSES
+NUM_CLASSES = 10
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.photos.ink import NoInk, ink

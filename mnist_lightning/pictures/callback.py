@@ -1,256 +1,250 @@
 """Pictures: what a run looks like, in TensorBoard's image, graph and projector tabs, and in report.png.
 
-N = images of an evaluation. All is drawn once, at the end of what it shows, so that it costs next to nothing.
+Each picture is drawn once, at the end of what it shows, so that it costs next to nothing. None ever ends a run.
 """
 
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
-from mnist_lightning.classifier import NUM_CLASSES
-from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.files import write_whole
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.data import Features, MNISTDataModule
+from mnist_lightning.pictures import figures
+from mnist_lightning.pictures.figures import Answers, evaluated, feature_maps, grid, merged, thumbnails
+from mnist_lightning.runs.classes import class_names
 
-MISTAKES = 25
 EMBEDDED = 1000  # test images in the projector
-WIDTH = 480  # pixels, at least, of a grid of small images
-
-
-class Answers(NamedTuple):
-    """An evaluation: logits (N, 10), labels (N,), images uint8 (N, 1, 28, 28)."""
-
-    logits: Tensor
-    labels: Tensor
-    images: Tensor
 
 
 class Pictures(Callback):
-    """Draws under `pictures/`: the first batch, conv1's filters, one digit's feature maps; of validation and test the
-    confusion matrix, each digit's accuracy and the most confident mistakes; the graph and the projector's 1,000 digits.
+    """Draws under `pictures/`: training images, the first convolution's filters, an image's feature maps; of validation
+    and test the confusion matrix, each class's accuracy and the most confident mistakes; the graph and the projector.
+
+    Args:
+        step: where the pictures of a test or validation stand in TensorBoard; the default is the Trainer's step.
 
     Attributes:
         answers: of the last evaluation, by part: val, test.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: int | None = None) -> None:
+        self.step = step
         self.answers: dict[str, Answers] = {}
-        self._batches: list[tuple[Tensor, ...]] = []
-        self._embedded: list[Tensor] = []
+        self._current: Answers | None = None  # of the evaluation that goes on
+        self._left_out = False  # what it answers can't be drawn
+        self._starts = False  # training, with the next batch
+        self._example: Tensor | None = None
+        self._embedded: list[tuple[Tensor, list[str], Tensor | None]] = []  # vectors, labels, thumbnails
+        self._inputs: tuple[Any, ...] = ()  # of the last linear layer
         self._hook: Any = None
+        self._said: set[str] = set()
+
+    def report(self, path: Path, rows: list[dict[str, float]]) -> bool:
+        """Draws metrics.csv's rows and the last test into a PNG; returns whether it could."""
+        with self._attempt(path.name), silenced():
+            figures.report(path, self.answers.get("test"), rows)
+            return True
+        return False
 
     # Training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._starts, self._example = True, None
         self._filters(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0 and trainer.global_step == 0 and (writer := writer_of(trainer)):
-            images = batch[0]
-            if images.is_floating_point():  # the features of frozen layers: the images that they were made of
-                data: Any = trainer.datamodule  # type: ignore[attr-defined]
-                images = data.digits.train.images[data.indices["train"][: len(images)]]
-            writer.add_image("pictures/first batch", grid(images[:64] / 255), 0)
+        starts, self._starts = self._starts, False
+        if starts and (writer := writer_of(trainer)):
+            with self._attempt("training images"):
+                images = images_of(trainer, "train", batch, 0)
+                self._example = images[:1].detach().to(pl_module.device, copy=True)
+                if trainer.global_step == 0:
+                    writer.add_image("pictures/training images", grid(thumbnails(images[:64])), 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._batches:
-            self._draw(trainer, "val")
+        self._finish(trainer, "val")
         self._filters(trainer, pl_module)
-        writer = writer_of(trainer)
-        if writer is None or not isinstance(trainer.datamodule, MNISTDataModule):  # type: ignore[attr-defined]
+        sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))  # one process alone would wait
+        writer, image = writer_of(trainer), self._example
+        if writer is None or image is None or sharded:
             return
-        image = trainer.datamodule.digits.test.images[:1].to(pl_module.device)  # type: ignore[attr-defined]
-        for i, (name, maps) in enumerate(feature_maps(pl_module, image).items()):
-            writer.add_image(f"pictures/feature maps/{i} {name}", grid(maps[:, None]), trainer.global_step)
-        with warnings.catch_warnings(), evaluated(pl_module):
-            warnings.simplefilter("ignore")  # torch.jit.trace, which add_graph uses, is deprecated
+        with self._attempt("feature maps"):
+            if not isinstance(pl_module, DigitClassifier):
+                raise ValueError(f"{type(pl_module).__name__} isn't a DigitClassifier")
+            for i, (name, maps) in enumerate(feature_maps(pl_module, image).items()):
+                writer.add_image(f"pictures/feature maps/{i} {name}", grid(maps[:, None]), trainer.global_step)
+        with self._attempt("graph"), silenced(), evaluated(pl_module):
             writer.add_graph(pl_module, image)
 
     def _filters(self, trainer: Trainer, model: nn.Module) -> None:
-        first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-        if first is not None and (writer := writer_of(trainer)):
-            writer.add_image("pictures/conv1", grid(first.weight.detach().cpu()), trainer.global_step)
+        if writer := writer_of(trainer):
+            with self._attempt("first convolution"):
+                filters = next((layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+                if filters is None:
+                    raise ValueError("the model has no Conv2d")
+                writer.add_image("pictures/first convolution", grid(filters.detach().cpu()), trainer.global_step)
 
     # Validation and test
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batches.clear()
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._current, self._left_out = None, trainer.sanity_checking
+        self._embedded.clear()
+        linear = [layer for layer in pl_module.modules() if isinstance(layer, nn.Linear)]
+        if trainer.testing and linear and writer_of(trainer):
+            self._hook = linear[-1].register_forward_pre_hook(self._remember)
 
-    def on_validation_batch_end(self, *hook: Any, **_: Any) -> None:
-        self._collect(*hook)
+    on_validation_start = on_test_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        part = "test" if trainer.testing else "val"
+        if dataloader_idx > 0:
+            with self._attempt(f"answers of {part} dataloader {dataloader_idx}"):
+                raise ValueError("only those of the first are drawn")
+        if self._left_out or dataloader_idx > 0:
+            return
+        images, self._left_out = None, True  # until all went well
+        with self._attempt("confusion matrix"):
+            logits, labels = checked(outputs, batch, f"{'test' if trainer.testing else 'validation'}_step")
+            names = class_names(trainer.datamodule, logits.shape[1])  # type: ignore[attr-defined]
+            seen = [self._current] if self._current else []
+            with self._attempt("mistakes"):
+                images = images_of(trainer, part, batch, sum(int(answers.counts.sum()) for answers in seen))
+            self._current = merged([*seen, figures.answers_of(names, logits, labels, images)])
+            self._left_out = False
+            self._embed([names[label] for label in labels.tolist()], images)
+
+    on_validation_batch_end = on_test_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.state.fn == "fit":
-            self._draw(trainer, "val")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batches.clear()
-        self._embedded.clear()
-        last = [module for module in pl_module.modules() if isinstance(module, nn.Linear)]
-        if last and writer_of(trainer):
-            self._hook = last[-1].register_forward_pre_hook(self._embed)
-
-    def on_test_batch_end(self, *hook: Any, **_: Any) -> None:
-        self._collect(*hook)
+        if trainer.state.fn != "fit":
+            self._finish(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, "test")
+        self._finish(trainer, "test")
+        self._unhook()
+        if self._embedded and (writer := writer_of(trainer)):
+            with self._attempt("projector"), silenced():
+                vectors, labels, images = zip(*self._embedded, strict=True)
+                sprites = None if images[0] is None else torch.cat(images) / 255
+                writer.add_embedding(torch.cat(vectors), sum(labels, []), sprites, self._step(trainer), "test images")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unhook()
+
+    def _remember(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._inputs = inputs
+
+    def _unhook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        if self._embedded and (writer := writer_of(trainer)):
-            vectors = torch.cat(self._embedded)
-            _, labels, images = self.answers["test"]
-            shown = slice(len(vectors))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the folder of an earlier test is there
-                writer.add_embedding(
-                    vectors, labels[shown].tolist(), images[shown] / 255, trainer.global_step, tag="test digits"
-                )
+            self._hook, self._inputs = None, ()
 
-    def _embed(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        missing = EMBEDDED - sum(map(len, self._embedded))
-        if missing > 0:
-            self._embedded.append(inputs[0][:missing].detach().float().cpu())
+    def _embed(self, labels: list[str], images: Tensor | None) -> None:
+        missing = EMBEDDED - sum(len(labels) for _, labels, _ in self._embedded)
+        if self._hook is not None and missing > 0:
+            with self._attempt("projector"):
+                vectors = self._inputs[0]
+                if vectors.ndim != 2 or len(vectors) != len(labels):
+                    raise ValueError("the last linear layer isn't given one vector an image")
+                few = None if images is None else thumbnails(images[:missing])
+                self._embedded.append((vectors[:missing].detach().float().cpu(), labels[:missing], few))
 
-    def _collect(self, trainer: Trainer, pl_module: LightningModule, logits: Any, batch: Any, *_: Any) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger) and isinstance(logits, Tensor):
-            images, labels = batch
-            seen = images[:0] if images.is_floating_point() else images
-            self._batches.append((logits.detach().float().cpu(), labels.cpu(), seen.cpu()))
-
-    def _draw(self, trainer: Trainer, part: str) -> None:
-        if not self._batches:
-            return
-        logits, labels, images = (torch.cat(values) for values in zip(*self._batches, strict=True))
-        self._batches.clear()
-        if len(images) < len(labels):  # they were features
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            mine = data.indices[part][trainer.global_rank :: trainer.world_size][: len(labels)]
-            images = (data.digits.test if part == "test" else data.digits.train).images[mine]
-        shares: list[Any] = [(logits, labels, images)]
+    def _finish(self, trainer: Trainer, part: str) -> None:
+        """Draws the evaluation that ended, of all processes."""
+        shares = [None if self._left_out else self._current]
+        self._current = None
         if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, (logits, labels, images))
-        answers = self.answers[part] = Answers(*(torch.cat(values) for values in zip(*shares, strict=True)))
-        if writer := writer_of(trainer):
-            for name, draw in (
-                ("confusion matrix", draw_confusion), ("accuracy by digit", draw_digits), ("mistakes", draw_mistakes)
-            ):  # fmt: skip
-                shown = figure(4, 4 if draw is not draw_digits else 2.5)  # TensorBoard shows it 350 pixels wide
-                draw(shown.add_subplot(), answers)
-                # close=True would import pyplot
-                writer.add_figure(f"pictures/{part}/{name}", shown, trainer.global_step, close=False)
+            mine, shares = shares[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, mine)
+        self.answers.pop(part, None)
+        found = [share for share in shares if share is not None]
+        if not found:
+            return
+        answers = self.answers[part] = merged(found)
+        writer, width = writer_of(trainer), 4 if answers.short_names else 5  # inches of 100 pixels
+        for name, draw, height in (
+            ("confusion matrix", figures.draw_confusion, width),
+            ("accuracy by class", figures.draw_classes, 0.7 * width),
+            ("mistakes", figures.draw_mistakes, 1.2 * width),
+        ):
+            if writer is not None:
+                with self._attempt(name), silenced():
+                    shown = figures.figure(width, height)
+                    draw(shown.add_subplot(), answers)
+                    # close=True would import pyplot
+                    writer.add_figure(f"pictures/{part}/{name}", shown, self._step(trainer), close=False)
+
+    def _step(self, trainer: Trainer) -> int:
+        return trainer.global_step if self.step is None else self.step
+
+    @contextmanager
+    def _attempt(self, picture: str) -> Iterator[None]:
+        """A picture that can't be drawn is left out, and one line says why, once."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = f"Pictures: no {picture}: {reason}"
+            if line not in self._said:
+                self._said.add(line)
+                rank_zero_only(print)(line, flush=True)
 
 
 def writer_of(trainer: Trainer) -> Any:
-    """TensorBoard's writer, in the process that has it and where the run is logged there; else None."""
-    logger = trainer.logger
-    return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
+    """The writer of the run's first TensorBoard logger, in the process that has it; else None."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
 
 
-def grid(images: Tensor) -> Tensor:
-    """Images (N, C, H, W), each brought to [0, 1], side by side and enlarged: (3, H', W')."""
-    rows = make_grid(images.float(), nrow=8, padding=1, normalize=True, scale_each=True, pad_value=0.5)
-    factor = max(1, -(-WIDTH // rows.shape[2]))
-    return rows.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+def images_of(trainer: Trainer, part: str, batch: Any, seen: int) -> Tensor:
+    """A batch's images (B, 1 or 3, H, W); of cached features the images that they were made of, which come in order.
+
+    Args:
+        seen: how many images of the part came before, in this process.
+    """
+    images = batch[0] if isinstance(batch, (tuple, list)) else batch
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(images, Features) and isinstance(data, MNISTDataModule):
+        whole = {"train": data.train_set, "val": data.val_set, "test": data.test_set}[part].images
+        images = whole[trainer.global_rank :: trainer.world_size][seen:][: len(images.values)]
+    if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] in (1, 3)):
+        raise ValueError("the batches hold no images of one or three channels")
+    return images
 
 
-def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """What each of the model's `stages` makes of an image (1, 1, 28, 28), its first 32 channels: (32, H, W) by name."""
-    maps: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: maps.update({name: output[0, :32].detach().float().cpu()})
-
-    stages: dict[str, nn.Module] = model.stages()  # type: ignore[operator]
-    hooks = [stage.register_forward_hook(keep(name)) for name, stage in stages.items()]
-    with evaluated(model):
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    return maps
+def checked(outputs: Any, batch: Any, step: str) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) and labels (B,), if that is what a step returned and was given."""
+    if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.ndim == 2):
+        raise ValueError(f"{step} returns no logits")
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not (isinstance(labels, Tensor) and labels.shape == outputs.shape[:1] and not labels.is_floating_point()):
+        raise ValueError("the batches hold no class numbers")
+    if labels.min() < 0 or labels.max() >= outputs.shape[1]:
+        raise ValueError(f"there are labels beyond the {outputs.shape[1]} classes of {step}")
+    return outputs.detach().float().cpu(), labels.long().cpu()
 
 
 @contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode: what passes it meanwhile leaves no trace in BatchNorm's statistics."""
-    training = model.training
-    model.eval()
-    # Not in inference mode, where ConvNet's maps would be in oneDNN's layout: Lightning validates in it.
-    with torch.inference_mode(False), torch.no_grad():
+def silenced() -> Iterator[None]:
+    """Hides what torch prints as it traces a graph or finds an earlier test's projector, and fonts without a letter."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         yield
-    model.train(training)
-
-
-def report(path: Path, answers: Answers, rows: list[dict[str, float]]) -> None:
-    """Writes the curves of metrics.csv's rows and what the answers show as a PNG."""
-    sheet = figure(11, 9)
-    (loss, accuracy), (confusion, mistakes) = sheet.subplots(2, 2)
-    draw_curves(loss, rows, "loss")
-    draw_curves(accuracy, rows, "acc")
-    draw_confusion(confusion, answers)
-    draw_mistakes(mistakes, answers)
-    with write_whole(path) as file:
-        sheet.savefig(file, format="png", dpi=100)
-
-
-def figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure  # not at the top: it would delay each start
-
-    return Figure((width, height), layout="constrained")
-
-
-def draw_curves(axes: Any, rows: list[dict[str, float]], metric: str) -> None:
-    for part in ("train", "val", "test"):
-        points = [(row["step"], row[f"{part}/{metric}"]) for row in rows if f"{part}/{metric}" in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o" if part == "test" else "o-", markersize=3, label=part)
-    axes.set(title={"loss": "Loss", "acc": "Accuracy"}[metric], xlabel="optimizer steps")
-    axes.legend()
-
-
-def draw_confusion(axes: Any, answers: Answers) -> None:
-    read = answers.logits.argmax(1)
-    counts = torch.bincount(answers.labels * NUM_CLASSES + read, minlength=NUM_CLASSES**2).view(NUM_CLASSES, -1)
-    shown = counts.clone().fill_diagonal_(0)  # the colours tell the mistakes apart
-    axes.imshow(shown.numpy(), cmap="Reds")
-    for (label, digit), count in zip(
-        torch.cartesian_prod(*[torch.arange(NUM_CLASSES)] * 2), counts.ravel(), strict=True
-    ):
-        colour = "white" if shown[label, digit] > shown.max() / 2 else "black" if count else "lightgrey"
-        axes.text(digit, label, int(count), ha="center", va="center", color=colour, fontsize=8)
-    axes.set(xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES), xlabel="read as", ylabel="label")
-    axes.set_title(f"Confusion matrix, {len(read):,} images", fontsize=10)
-
-
-def draw_digits(axes: Any, answers: Answers) -> None:
-    right = answers.logits.argmax(1) == answers.labels
-    shares = [100 * float(right[answers.labels == digit].float().mean()) for digit in range(NUM_CLASSES)]
-    bars = axes.bar(range(NUM_CLASSES), shares, color="steelblue")
-    axes.bar_label(bars, fmt="%.1f", fontsize=8)
-    low = min((share for share in shares if share == share), default=0)  # a digit without images is nan
-    axes.set(xticks=range(NUM_CLASSES), ylim=(max(0, low - 5), 103), ylabel="accuracy, %")
-
-
-def draw_mistakes(axes: Any, answers: Answers) -> None:
-    confidence, read = answers.logits.softmax(1).max(1)
-    wrong = torch.nonzero(read != answers.labels).ravel()
-    chosen = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    axes.set_title(f"The most confident of {len(wrong):,} mistakes: label→read as", fontsize=9)
-    axes.axis("off")
-    if len(chosen) == 0:
-        return
-    padded = nn.functional.pad(answers.images[chosen], (8, 8, 2, 10))  # room for a line of text
-    sheet = make_grid(255 - padded, nrow=min(5, len(padded)), padding=0, pad_value=255)
-    axes.imshow(sheet[0].numpy(), cmap="gray", vmin=0, vmax=255)
-    height, width = padded.shape[2:]
-    for i, index in enumerate(chosen):
-        said = f"{int(answers.labels[index])}→{int(read[index])} {100 * float(confidence[index]):.0f} %"
-        axes.text((i % 5 + 0.5) * width, (i // 5 + 1) * height - 6, said, ha="center", va="center", fontsize=8)

@@ -1,24 +1,31 @@
-"""Checkpoint files: written whole or not at all, read without running anything in them."""
+"""A run's checkpoints: `best`, `last`, and `exception` where a fit failed. Written whole, read without running anything.
+"""
 
 import importlib
 import io
 import math
 import os
+import signal
+import sys
+import threading
 import time
-import warnings
-from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
-from zipfile import ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
-from mnist_lightning.files import write_whole
+from mnist_lightning.files import load_safely, write_whole
+from mnist_lightning.runs.folder import shown_path
+
+REMEDY = "give --ckpt_path best, last or another file."
+MINUTE = 60.0  # seconds; what a kill costs at most
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -30,66 +37,186 @@ class WholeCheckpointIO(TorchCheckpointIO):
         with write_whole(path) as file:
             file.write(buffer.getbuffer())
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return read_checkpoint(Path(path), map_location)
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
+        return with_new_names(load_safely(Path(path), "a checkpoint", REMEDY, map_location))
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Lightning's own forgets the best score when the run was moved since."""
+class BestCheckpoint(ModelCheckpoint):
+    """`best`: the weights with the best validation metric, of equal ones those with the lower val/loss.
 
-    @cached_property
-    def state_key(self) -> str:
-        return super().state_key  # asked for at six hooks a step, and put together anew each time
+    After a fit without validation, or one that never came to it, `best` holds the final weights.
 
-    def on_train_batch_end(self, trainer: Trainer, *hook: Any) -> None:
-        if self._train_time_interval is None:
-            return  # nothing is due before the epoch's end
-        waited = time.monotonic() - (self._last_time_checked or 0)
-        # Lightning's own asks the other processes at each step.
-        if trainer.world_size > 1 or waited >= self._train_time_interval.total_seconds():
-            super().on_train_batch_end(trainer, *hook)
+    Args:
+        folder: where best.ckpt goes; None until the run has one.
+        monitor: the metric.
+        mode: max or min.
+    """
+
+    def __init__(self, folder: Path | None, monitor: str, mode: str) -> None:
+        super().__init__(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.best_loss = math.inf
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None and current == self.best_model_score:
+            better = trainer.strategy.reduce_boolean_decision(loss < self.best_loss)
+        if better:
+            self.best_loss = loss
+        return better
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The sanity check before training sees no metric of the training step.
+        expected_here = not trainer.sanity_checking or str(self.monitor).startswith("val")
+        if self.monitor not in trainer.callback_metrics and expected_here and trainer.state.fn == "fit":
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            got = f"{self.monitor}; the model logs {logged}"
+            raise UserError("a metric to choose the best checkpoint by", got, "give --monitor METRIC.")
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if (not self.best_model_path or averages_at_the_end(trainer)) and not trainer.fast_dev_run:
+            self.best_model_path = os.path.join(str(self.dirpath), "best.ckpt")
+            trainer.save_checkpoint(self.best_model_path, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's own forgets the best score of a run whose folder was moved since."""
+
         def here(path: str) -> str:
             return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         moved = {key: here(state_dict[key]) for key in paths}
-        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath})
+        self.best_loss = state_dict.get("best_loss", -math.inf)
 
 
-class LastCheckpoint(RunCheckpoint):
-    """`last`, at the end of an epoch: always of the fit's last one, of others ten seconds apart.
+class LastCheckpoint(Checkpoint):
+    """`last`: saved at each epoch's end, once a minute, and where a fit ends or is stopped in mid-epoch.
 
-    A head on kept features trains for less than a second an epoch; saving 45 MB each time would take longer.
+    SIGTERM and Ctrl-C end a fit between two batches, with that checkpoint; a second Ctrl-C ends it at once. (Lightning's
+    own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.) An exception
+    leaves exception.ckpt, which nothing overwrites.
+
+    Args:
+        path: the file.
     """
 
-    def __init__(self) -> None:
-        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self._saved = -math.inf
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.signal = 0  # the one that was received
+        self.saved_time = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_time = time.monotonic()
+        # Not in setup: Lightning registers its own handlers between the two. Only a main thread may have any.
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        minute = time.monotonic() - self.saved_time >= MINUTE
+        if agreed(trainer, bool(self.signal)):
+            self._leave(trainer)
+        elif agreed(trainer, minute) or (ends_now(trainer) and not trainer.is_last_batch):
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ends = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        due = ends or trainer.should_stop or time.monotonic() - self._saved > 10
-        if trainer.strategy.reduce_boolean_decision(due, all=False):  # clocks differ; saving takes all processes
-            super().on_train_epoch_end(trainer, pl_module)
-            self._saved = time.monotonic()
+        # The end of an epoch that was cut short would be taken for a whole one on resuming.
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if averages_at_the_end(trainer):
+            self._save(trainer)
+        # After a signal during the last validation. Not in on_train_epoch_end, which is called before `best` is saved.
+        if agreed(trainer, bool(self.signal)):
+            self._leave(trainer)
+        self._put_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._put_back()
+        unexpected = isinstance(exception, Exception) and not isinstance(exception, UserError)
+        if unexpected and trainer.world_size == 1 and trainer.global_step > 0:
+            path = self.path.with_name("exception.ckpt")
+            try:
+                trainer.save_checkpoint(path, weights_only=False)
+                said = f"the state is kept in {shown_path(path)}"
+            except Exception as error:  # a full disk, weights that aren't finite: it mustn't hide the first exception
+                said = f"the state can't be kept: {error}".splitlines()[0]
+            print(f"{type(exception).__name__}: {said}", file=sys.stderr, flush=True)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self.saved_time = time.monotonic()
+
+    def _leave(self, trainer: Trainer) -> None:
+        self._save(trainer)
+        if trainer.is_global_zero:
+            command = f"python -m mnist_lightning fit --ckpt_path {shown_path(self.path)}"
+            print(f"Stopped after step {trainer.global_step}. To go on: {command}")
+        sys.exit(128 + (self.signal or signal.SIGTERM))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.signal = number
+        print(f"\n{signal.Signals(number).name}: ending after this batch ...", file=sys.stderr, flush=True)
+
+    def _put_back(self) -> None:
+        # Not in teardown: by then Lightning has put back what it found, and these would be Lightning's own.
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def agreed(trainer: Trainer, mine: bool) -> bool:
+    """Whether any of the processes says so: clocks differ, and a signal may reach one of them only."""
+    return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
+
+
+def ends_now(trainer: Trainer) -> bool:
+    """Whether the fit ends after this batch: by --trainer.max_steps, or by a callback that asked for it."""
+    if trainer.should_stop:
+        return trainer.global_step >= (trainer.min_steps or 0) and trainer.current_epoch >= (trainer.min_epochs or 0)
+    return trainer.global_step == trainer.max_steps
+
+
+def averages_at_the_end(trainer: Trainer) -> bool:
+    """Whether the weights change after the last validation."""
+    return any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of this project.
 
     Raises:
         UserError: there is no such file, it is damaged, or it isn't a checkpoint of this project.
     """
-    expected, remedy = "a checkpoint of this project", "give --ckpt_path best, last or another file."
-    checkpoint = load_safely(path, expected, remedy, map_location)
+    expected = "a checkpoint of this project"
+    checkpoint = with_new_names(load_safely(path, expected, REMEDY))
     content = checkpoint if isinstance(checkpoint, dict) else {}
     hyperparameters, state = content.get("hyper_parameters"), content.get("state_dict")
     named = isinstance(hyperparameters, dict) and isinstance(hyperparameters.get("_class_path"), str)
-    if not (named and isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())):
-        raise UserError(expected, f"{path}, which is something else", remedy)
+    ours = named or isinstance(content.get("mnist_lightning"), dict)
+    if not (ours and isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise UserError(expected, f"{path}, which is something else", REMEDY)
+    return checkpoint
+
+
+def with_new_names(checkpoint: Any) -> Any:
+    """A checkpoint with the state of BestCheckpoint under its name; until version 0.1 it was called RunCheckpoint."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("callbacks"), dict):
+        states = {key.replace("RunCheckpoint", "BestCheckpoint"): value for key, value in checkpoint["callbacks"].items()}
+        checkpoint["callbacks"] = states
     return checkpoint
 
 
@@ -97,9 +224,9 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     """The model of a checkpoint, of the class and with the settings that it was trained with: on the CPU, in eval mode.
 
     Raises:
-        UserError: there is no such file, it isn't a checkpoint of this project, or its class has changed since.
+        UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
     """
-    class_path = read_checkpoint(Path(path))["hyper_parameters"]["_class_path"]
+    class_path = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path", "no DigitClassifier")
     module, _, name = class_path.rpartition(".")
     remedy = "install that class's package, or the version of this one that wrote the checkpoint."
     try:
@@ -111,27 +238,3 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
         reason = str(error).strip().splitlines()
         got = f"{path}, of {class_path}: {' '.join(reason[:2])}"
         raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error
-
-
-def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu") -> Any:
-    """torch.load with weights_only=True, so that a hostile file runs nothing; errors in words.
-
-    Raises:
-        UserError: there is no such file, or torch can't read it.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd pickle protocols, in files that are no pickles
-            if is_zipfile(path):
-                with ZipFile(path) as file:  # torch writes the checksums but reads on over a flipped bit
-                    if file.testzip():
-                        raise ValueError("checksum")
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(expected, f"no such file: {path}", remedy) from error
-    except IsADirectoryError as error:
-        raise UserError(expected, f"a folder: {path}", remedy) from error
-    except PermissionError as error:
-        raise UserError(expected, f"a file without read permission: {path}", remedy) from error
-    except Exception as error:  # torch.load answers damaged bytes with a dozen kinds of exception
-        raise UserError(expected, f"{path}, which is damaged or something else", remedy) from error

@@ -11,7 +11,12 @@ class NamesClasses(Protocol):
     class_names: Sequence[str]
 
 
+def named_classes(datamodule: object) -> list[str]:
+    """The datamodule's names for its classes; empty if it has none."""
+    return [str(name) for name in datamodule.class_names] if isinstance(datamodule, NamesClasses) else []
+
+
 def class_names(datamodule: object, count: int) -> list[str]:
     """A name for each of `count` classes: the datamodule's where it names just as many, else their numbers."""
-    names = datamodule.class_names if isinstance(datamodule, NamesClasses) else ()
-    return [str(name) for name in names] if len(names) == count else [str(label) for label in range(count)]
+    names = named_classes(datamodule)
+    return names if len(names) == count else [str(label) for label in range(count)]

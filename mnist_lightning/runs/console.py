@@ -2,16 +2,10 @@
 
 import logging
 import sys
-import time
 import warnings
-from contextlib import nullcontext
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
-from lightning.pytorch.profilers import PassThroughProfiler
-
-NOTHING = nullcontext()
 
 QUIET_WARNINGS = (
     # Lightning's _pytree.py asks torch >= 2.14 in a way that torch deprecates.
@@ -22,7 +16,7 @@ QUIET_WARNINGS = (
     ".*in eval mode at the start of training.*",
     # `test` of a checkpoint has no use for the callbacks that chose it.
     ".*callbacks used to create the checkpoint need to be provided.*",
-    # The digits make 21 batches an epoch; the training loss is logged every 50 steps all the same.
+    # The digits make few batches an epoch; what is logged at the epoch's end is there all the same.
     ".*is smaller than the logging interval.*",
     # It counts megabytes, and at --trainer.precision bf16-mixed does so in 32 bits.
     ".*is not supported by the model summary.*",
@@ -50,7 +44,11 @@ def hush() -> None:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(lambda record: not record.getMessage().startswith(QUIET_LOGS))
+    logger.addFilter(is_news)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(QUIET_LOGS)
 
 
 def progress(wanted: bool | None) -> Callback:
@@ -61,37 +59,31 @@ def progress(wanted: bool | None) -> Callback:
     """
     if wanted is None:
         wanted = sys.stderr.isatty()
-    return Bar() if wanted else EpochLines()
-
-
-class Bar(TQDMProgressBar):
-    """Lightning's bar, redrawn five times a second: each drawing fetches the metrics from the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._drawn = 0.0
-
-    def _should_update(self, current: int, total: int) -> bool:
-        now = time.monotonic()
-        due = self.is_enabled and (now - self._drawn >= 0.2 or current == total)
-        if due:
-            self._drawn = now
-        return due
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    return TQDMProgressBar(refresh_rate=20) if wanted else EpochLines()
 
 
 class EpochLines(Callback):
-    """One line an epoch, for logs and pipes."""
+    """One line an epoch, for logs and pipes: what was measured in this epoch."""
+
+    def __init__(self) -> None:
+        self.validated = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            values = sorted(
-                item for item in trainer.callback_metrics.items() if "/" in item[0] and not item[0].startswith("lr-")
-            )
-            metrics = "  ".join(f"{name} {float(value):.4f}" for name, value in values)
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}", flush=True)
+        if not trainer.is_global_zero:
+            return
+        shown = [
+            f"{name} {float(value):.4f}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if not name.startswith("lr-") and not name.endswith("_step") and (self.validated or name[:3] != "val")
+        ]
+        end = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        print(f"epoch {trainer.current_epoch + 1}{end}", *shown, sep="  ", flush=True)
 
 
 class ParameterCount(ModelSummary):
@@ -103,10 +95,3 @@ class ParameterCount(ModelSummary):
             sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
             trainable = sum(size for size, trained in sizes if trained)
             print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters", flush=True)
-
-
-class NoProfiler(PassThroughProfiler):
-    """Lightning's own makes a generator for each of some 70 hooks a step."""
-
-    def profile(self, action_name: str) -> Any:
-        return NOTHING

@@ -1,0 +1,44 @@
+"""Parser: LightningCLI's, with errors that can be explained, and classes that start from their own defaults."""
+
+import importlib
+from typing import Any
+
+import jsonargparse._typehints  # see forget_arguments
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+
+class ParserError(ValueError):
+    """A parser's report. Parsers are nested, and the outer one reads the inner one's: only the last is explained."""
+
+
+class Parser(LightningArgumentParser):
+    """Takes no abbreviated options, and raises instead of printing 45 lines."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ParserError(message) from ex
+
+
+def forget_arguments(parser_or_action: Any, before: Any, now: Any) -> None:
+    """Where another class is named, drops the arguments of the one before.
+
+    jsonargparse carries over those that the new class takes as well: ConvNet's learning rate to ResNet18, SGD's to
+    AdamW, MNISTDataModule's batch size to a datamodule of one's own. It has no setting for that.
+    """
+    if not before or "init_args" not in before or before["class_path"] == now["class_path"]:
+        return
+    if class_of(before["class_path"]) is not class_of(now["class_path"]):
+        before["init_args"] = Namespace()
+        if "init_args" not in now:
+            now["init_args"] = Namespace()
+
+
+jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments
+
+
+def class_of(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

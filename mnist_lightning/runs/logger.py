@@ -1,0 +1,114 @@
+"""RunLogger: TensorBoard events straight into a run's folder, and the same numbers in its metrics.csv."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from mnist_lightning.files import write_whole
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's TensorBoardLogger, and metrics.csv. Lightning's CSVLogger would delete that of a resumed run.
+
+    Args:
+        run: the folder.
+        resumed_at: the optimizer step that a resumed fit starts from; it takes those after it again.
+        evaluated_at: the step of the checkpoint that is tested: Lightning would log it at step 0.
+
+    Attributes:
+        rows: of metrics.csv, as {"step": 49, "train/loss": 0.5}.
+    """
+
+    def __init__(self, run: Path, resumed_at: int | None = None, evaluated_at: int | None = None) -> None:
+        super().__init__(save_dir=run.parent, name="", version=run.name, default_hp_metric=False)
+        self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
+        self.has_hyperparams = False
+        rows = read_metrics(self.path)
+        self.ours = rows is not None
+        self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        step = step if self.evaluated_at is None else self.evaluated_at
+        # Lightning adds the epoch to each: a chart of its own, in front of all others.
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        row = {"step": float(step or 0), **{name: float(value) for name, value in metrics.items()}}
+        if self.evaluated_at is not None:
+            row.pop("epoch", None)
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1].update(row)
+        else:
+            self.rows.append(row)
+        if any(name.startswith(("val/", "test/")) for name in row):
+            self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        super().finalize(status)
+        if self.rows:
+            self._write()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
+        """Joins the hyperparameters to val/acc and test/acc in the hparams tab.
+
+        Lightning does that by logging a value for each metric at step 0, which then stands in the plots as if it had
+        been measured; the tab needs the names alone.
+        """
+        if self.has_hyperparams:  # a fit's final test brings them again
+            return
+        self.has_hyperparams = True
+        shown = {
+            key.replace("/init_args", "").removesuffix("/class_path"): value
+            for key, value in flat(params).items()
+            # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
+            if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
+        }
+        for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
+            self.experiment.file_writer.add_summary(summary)  # type: ignore[union-attr]
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Only flushes: the hparams.yaml that Lightning writes here would repeat config.yaml."""
+        self.experiment.flush()
+
+    def _write(self) -> None:
+        if not self.ours:
+            return
+        names = sorted({name for row in self.rows for name in row} - {"step", "epoch"})
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["step", "epoch", *names])
+        table.writeheader()
+        table.writerows({**row, "step": int(row["step"])} for row in self.rows)
+        with write_whole(self.path) as file:
+            file.write(text.getvalue().encode())
+
+
+def flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with keys like optimizer/lr; what TensorBoard can't show as text."""
+    result: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}/")
+        else:
+            result[f"{prefix}{key}"] = value if isinstance(value, (bool, int, float)) else str(value or "")
+    return result
+
+
+def read_metrics(path: Path) -> list[dict[str, float]] | None:
+    """The rows of a metrics.csv; [] if there is none; None if it isn't this project's."""
+    try:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            if not table.fieldnames or table.fieldnames[0] != "step":
+                return None
+            return [{k: float(v) for k, v in row.items() if k and v} for row in table if row["step"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,92 @@
+"""RunState: what a checkpoint of a run holds beside Lightning's own, and the check that it is worth keeping."""
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.runs.classes import named_classes
+
+
+class RunState(Callback):
+    """Keeps in each checkpoint the states of all random generators, the settings, and what the classes are called.
+
+    A run that is resumed draws the same random numbers as one that nothing interrupted, dropout's for example. Weights or
+    a loss that aren't finite end the fit before they overwrite a good checkpoint.
+
+    Args:
+        settings: of model and data, as plain values: {"model": {"class_path": ..., "init_args": ...}, "data": ...}.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.example: dict[str, Any] = {}
+        self._generators: dict[str, Any] | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if not self.example and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
+            images = batch[0]
+            self.example = {"shape": list(images.shape[1:]), "dtype": str(images.dtype).removeprefix("torch.")}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor) or (loss.is_cuda and trainer.global_step % trainer.log_every_n_steps):
+            return  # a GPU would be waited for at each step
+        if not math.isfinite(loss.item()):
+            raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        trained = (parameter for parameter in pl_module.parameters() if parameter.requires_grad)
+        if not all(bool(parameter.isfinite().all()) for parameter in trained):
+            raise not_finite("weights that aren't", trainer.global_step)
+        checkpoint["generators"] = generators()
+        checkpoint["mnist_lightning"] = self.settings
+        if self.example:
+            checkpoint["example_input"] = self.example
+        if names := named_classes(trainer.datamodule):  # type: ignore[attr-defined]
+            checkpoint["class_names"] = names
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
+        self._generators = checkpoint.get("generators")
+        if self._generators:
+            set_generators(self._generators)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._generators and trainer.fit_loop.restarted_mid_epoch:
+            set_generators(self._generators)
+        self._generators = None
+
+
+def generators() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators, as values that load with weights_only=True."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def not_finite(got: str, step: int) -> UserError:
+    remedy = "try a smaller --model.optimizer.lr, or --trainer.gradient_clip_val 1; the last good checkpoint is kept."
+    return UserError("finite numbers in training", f"{got} at step {step}", remedy)
