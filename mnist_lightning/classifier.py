@@ -67,6 +67,7 @@ class DigitClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @torch.compiler.disable  # torch.compile(model) compiles forward alone: for metrics it would recompile each step
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
@@ -77,6 +78,7 @@ class DigitClassifier(LightningModule):
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss
 
+    @torch.compiler.disable
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
@@ -85,6 +87,7 @@ class DigitClassifier(LightningModule):
         self.log_dict({"val/loss": self.val_loss, "val/acc": self.val_acc}, prog_bar=True)
         return logits
 
+    @torch.compiler.disable
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)

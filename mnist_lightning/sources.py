@@ -100,7 +100,7 @@ def imagenet_weights() -> Path:
         UserError: it can't be had.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
-    remedy = f"put {IMAGENET_URL} there; or give --model.weights PATH, or --model.weights none (random features)."
+    remedy = f"put the file from {IMAGENET_URL} there; or give --model.weights PATH, or --model.weights none."
     try:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != IMAGENET_SHA256:
             _download([IMAGENET_URL], path, f"sha256:{IMAGENET_SHA256}", remedy)

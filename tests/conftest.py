@@ -16,6 +16,7 @@ from socketserver import ThreadingTCPServer
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from mnist_lightning import sources
 
@@ -28,6 +29,20 @@ Answer = bytes | Callable[[BaseHTTPRequestHandler], None]
 def one_thread() -> None:
     """Small batches gain nothing from a second thread, and lose much of it on a machine that is busy otherwise."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features that a test keeps are its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Callable[..., Trainer]:
+    """Makes a Trainer on the CPU that neither prints nor writes anything, but for what it is asked to."""
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    off |= {"accelerator": "cpu", "num_sanity_val_steps": 0}
+    return lambda **settings: Trainer(**(off | settings))
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +105,7 @@ def small_files(
 
     counts = (TRAIN, TRAIN, TEST, TEST)
     files = tuple(
-        sources.IDXFile(
-            file.name, (count, *file.shape[1:]), md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name])
-        )
+        sources.IDXFile(file.name, count, md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name]))
         for file, count in zip(sources.FILES, counts, strict=True)
     )
     monkeypatch.setattr(sources, "FILES", files)
@@ -115,9 +128,7 @@ class Server(ThreadingTCPServer):
     Attributes:
         url: its address, without a slash at the end.
         answers: by path, the body, or a function that does what it likes with the request; all else is 404.
-        requests: paths asked for, in order, without torchvision's probes: it asks for each file twice, first to follow
-            redirects, with the header "Method: HEAD", and drops that answer.
-        probes: the paths of those.
+        requests: paths asked for, in order.
         over: set when the test ends; an answer that is to stall waits for it.
     """
 
@@ -126,7 +137,6 @@ class Server(ThreadingTCPServer):
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.requests: list[str] = []
-        self.probes: list[str] = []
         self.over = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -137,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds; a client that reads nothing can't hang the tests
 
     def do_GET(self) -> None:
-        (self.server.probes if self.headers.get("Method") == "HEAD" else self.server.requests).append(self.path)
+        self.server.requests.append(self.path)
         answer = self.server.answers.get(self.path)
         try:
             if answer is None:
@@ -150,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 self.wfile.write(answer)
         except ConnectionError:
-            pass  # torchvision hangs up on its probes
+            pass  # the client has given up
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -31,10 +31,13 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
     found.subcommand = next((word for word in rest if not word.startswith("-")), "")
     for path in found.config:
         config = read_config(Path(path))
-        config = config.get(found.subcommand) or config
-        trainer = config.get("trainer")
+        below = config.get(found.subcommand)
+        config = below if isinstance(below, dict) else config
+        trainer = config.get("trainer") or {}
+        if not isinstance(trainer, dict):
+            raise UserError(f"settings below trainer: in {path}", str(trainer), "for example max_epochs: 3.")
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
-        found.root = found.root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
+        found.root = found.root or trainer.get("default_root_dir")
     found.root = found.root or "."
     return found
 
@@ -85,13 +88,10 @@ def settings_before_1_0(checkpoint: dict[str, Any], path: Path) -> dict[str, Any
         text = text.replace(old, new)
     config = json.loads(text)
     hyperparameters = checkpoint.get("hyper_parameters", {})
-    data = checkpoint.get("datamodule_hyper_parameters")
-    known = {
-        "model": {"class_path": hyperparameters.get("_class_path"), "init_args": public(hyperparameters)},
-        "data": {"class_path": data.get("_class_path", "mnist_lightning.data.MNISTDataModule"), "init_args": public(data)}
-        if data
-        else None,
-    }
+    known = {"model": {"class_path": hyperparameters.get("_class_path"), "init_args": public(hyperparameters)}}
+    if data := checkpoint.get("datamodule_hyper_parameters"):
+        class_path = data.get("_class_path", "mnist_lightning.data.MNISTDataModule")
+        known["data"] = {"class_path": class_path, "init_args": public(data)}
     return config | known
 
 

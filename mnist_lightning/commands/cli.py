@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Literal
 
 import torch
@@ -31,9 +32,9 @@ from mnist_lightning.commands.arguments import (
     settings_of,
 )
 from mnist_lightning.commands.demo import demo
-from mnist_lightning.commands.explain import LOOK_UP, explain
+from mnist_lightning.commands.explain import LOOK_UP, cause, explain
 from mnist_lightning.commands.export import export
-from mnist_lightning.commands.parser import Parser, ParserError, class_of
+from mnist_lightning.commands.parser import Parser, ParserError, class_of, in_full_names
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
@@ -42,7 +43,6 @@ from mnist_lightning.finetuning.features import FeatureCache
 from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  to be known by its short name
 from mnist_lightning.photos import Photos
 from mnist_lightning.pictures.callback import Pictures
-from mnist_lightning.pictures.figures import report as write_report
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.runs.checks import FirstBatch
@@ -58,8 +58,12 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
+OURS = {"mnist_lightning", "lightning", "torch", "torchmetrics", "jsonargparse", "tensorboard", "__main__"}
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
-CLASSES: dict[str, list[type]] = {"model": [ConvNet, ResNet18], "data": [MNISTDataModule, Photos]}
+CLASSES: dict[str, tuple[type, list[type]]] = {
+    "model": (LightningModule, [ConvNet, ResNet18]),
+    "data": (LightningDataModule, [MNISTDataModule, Photos]),
+}
 
 
 def run(args: list[str] | None = None) -> int:
@@ -106,20 +110,26 @@ def explain_exception(error: Exception) -> UserError | None:
 
     An exception that went through code of the user's own keeps its traceback.
     """
-    modules, traceback = [], error.__traceback__
-    while traceback is not None:
-        modules.append(traceback.tb_frame.f_globals.get("__name__", ""))
-        traceback = traceback.tb_next
-    known = {"mnist_lightning", "lightning", "torch", "torchmetrics", "jsonargparse", "tensorboard", "__main__"}
-    if any(name.partition(".")[0] not in known | sys.stdlib_module_names for name in modules):
+    while isinstance(error.__cause__, Exception) and modules_of(error)[-1].startswith("jsonargparse"):
+        error = error.__cause__  # what a class said when it was built, without jsonargparse's words around it
+    modules = modules_of(error)
+    if isinstance(error, UserError):
+        return error
+    if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
         return None
     if isinstance(error, OSError):
         got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
     refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError)
-    if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.")):
-        return UserError("settings that fit together", " ".join(str(error).split())[:300], LOOK_UP)
+    if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.", "jsonargparse.")):
+        reason = cause(str(error)) if modules[-1].startswith("jsonargparse.") else str(error)
+        return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
     return None
+
+
+def modules_of(error: Exception) -> list[str]:
+    """The modules that an exception went through, from the outermost call to the one that raised it."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
 
 
 class CLI(LightningCLI):
@@ -186,7 +196,7 @@ class CLI(LightningCLI):
                     got = " and ".join(str(saved[key]["class_path"]) for key in ("model", "data") if key in saved)
                     raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
-            self.config = parser.parse_args(typed)
+            self.config = parser.parse_args([in_full_names(word) for word in typed])
         except (ParserError, UnicodeDecodeError) as error:
             raise explain(in_full(str(error), typed), self._options(typed), class_choices()) from error
         self.settings = self.config[self.config.subcommand]
@@ -202,9 +212,9 @@ class CLI(LightningCLI):
     def _options(self, typed: list[str]) -> dict[str, str]:
         """Every option that exists, and the class that it belongs to; those of the classes that are typed as well."""
         options = {option: "" for parser in self.parsers for option in option_names(parser)}
-        for key, classes in CLASSES.items():
-            named = [class_of(word) for word in typed if "." in word and is_class(word)]
-            for cls in [*classes, *(cls for cls in named if key in str(cls.__mro__).lower())]:
+        named = [cls for cls in map(class_named, typed) if inspect.isclass(cls)]
+        for key, (base, classes) in CLASSES.items():
+            for cls in [*classes, *(cls for cls in named if issubclass(cls, base))]:
                 options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
         return options
 
@@ -229,9 +239,12 @@ class CLI(LightningCLI):
         if self.checkpoint is None and SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
             got = f"{next(root.glob('hpc_ckpt_*.ckpt'))}, which Lightning would resume from without a word"
             raise UserError("no checkpoint of another job here", got, "move it away, or give it as --ckpt_path.")
+        if trainer.limit_train_batches == 0:
+            raise UserError("something to train on", "--trainer.limit_train_batches 0", "give a larger number.")
         if self.settings.lr_find:
-            if trainer.fast_dev_run:
-                raise UserError("--lr_find alone", "--trainer.fast_dev_run as well", "leave one of them out.")
+            for name, usual in (("fast_dev_run", False), ("accumulate_grad_batches", 1), ("overfit_batches", 0)):
+                if trainer[name] != usual:
+                    raise UserError("--lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out.")
             trainer.max_epochs = -1  # a hundred steps, over as many epochs as that takes
         elif trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             model = class_of(self.settings.model.class_path)
@@ -285,7 +298,7 @@ class CLI(LightningCLI):
             self.folder = claim(root, type(self.model).__name__ + ("-digits" if digits else ""))
             try:
                 with write_whole(self.folder / "config.yaml") as file:
-                    file.write(self.parsers[0].dump(self.settings, skip_none=False).encode())
+                    file.write(yaml.safe_dump(self._plain_settings(), sort_keys=False).encode())
             except BaseException:
                 self._give_back()
                 raise
@@ -332,7 +345,7 @@ class CLI(LightningCLI):
         if self.fitting and logged and missing(LearningRateMonitor):
             callbacks.append(LearningRateMonitor())
         if self.settings.pictures and (self.fitting or self.subcommand in ("validate", "test")):
-            self.pictures = Pictures()
+            self.pictures = Pictures(None if self.fitting else (self.checkpoint or {}).get("global_step"))
             callbacks.append(self.pictures)
         if self.fitting:
             callbacks.append(RunState(self._plain_settings()))
@@ -346,7 +359,8 @@ class CLI(LightningCLI):
         return callbacks
 
     def _plain_settings(self) -> dict[str, Any]:
-        return yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False))
+        """All that repeats the run, as plain values."""
+        return without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
 
     # Running
 
@@ -401,8 +415,8 @@ class CLI(LightningCLI):
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if boards:
             own = isinstance(boards[0], RunLogger)
-            if own and self.pictures is not None and "test" in self.pictures.answers:
-                write_report(self.folder / "report.png", self.pictures.answers["test"], boards[0].rows)
+            if own and self.pictures is not None:
+                self.pictures.report(self.folder / "report.png", boards[0].rows)
             folder = self.folder.parent.parent if own else Path(str(boards[0].log_dir))
             print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
         if best is not None and isinstance(self.datamodule, MNISTDataModule):
@@ -472,6 +486,15 @@ class CLI(LightningCLI):
         return some + source.get(data.source, f"the {count} images of {type(data).__name__}")
 
 
+def without_instances(settings: Any) -> Any:
+    """Settings without the defaults that aren't plain values, as StochasticWeightAveraging's device: jsonargparse writes
+    a sentence in their place, which it doesn't take back."""
+    if isinstance(settings, dict):
+        kept = {key: without_instances(value) for key, value in settings.items()}
+        return {key: value for key, value in kept.items() if not str(value).startswith("Unable to serialize instance")}
+    return [without_instances(value) for value in settings] if isinstance(settings, list) else settings
+
+
 def given(value: Any) -> list[Any]:
     """What may be None, one thing or several, as a list."""
     if value in (None, True, False):
@@ -488,13 +511,14 @@ def option_names(parser: LightningArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-def is_class(path: str) -> bool:
+def class_named(word: str) -> Any:
+    """The class that a word of the command line names by its path, as `mine.Net` or `--model=mine.Net`; else None."""
     try:
-        return inspect.isclass(class_of(path))
+        return class_of(word.rpartition("=")[2])
     except (ImportError, AttributeError, ValueError):
-        return False
+        return None
 
 
 def class_choices() -> dict[str, list[str]]:
-    names = {key: [cls.__name__ for cls in classes] for key, classes in CLASSES.items()}
+    names = {key: [cls.__name__ for cls in classes] for key, (_, classes) in CLASSES.items()}
     return names | {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}

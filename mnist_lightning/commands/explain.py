@@ -8,7 +8,8 @@ from mnist_lightning.errors import UserError
 
 COMMANDS = "fit, validate, test, predict, export, demo"
 LOOK_UP = "python -m mnist_lightning fit --help lists the options, fit --model.help ConvNet those of a model."
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+SKIPPED = "Does not validate|Subtypes|Errors:|Expected a|Not of type|Subclass types|a class path|a dict|Problem|Given"
 
 
 def explain(
@@ -23,43 +24,42 @@ def explain(
         look_up: the remedy where there is none better.
     """
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))  # from the outside in: model, optimizer, lr
-    unknown = re.search(r"unrecognized arguments: ([^\s=]+)|Option '(.+?)' is not accepted|option '(.+)'", message)
-    if unknown:
-        option = unknown[1] or (f"--{key}.{unknown[2]}" if unknown[2] else f"--{unknown[3]}")
-        if owner := options.get(option):
-            remedy = f"it belongs to {owner}: add --{option[2:].split('.')[0]} {owner}."
-        else:
-            remedy = did_you_mean(option, options, look_up)
-        return UserError("an option that exists here", option, remedy)
+    number = re.search("Expected a <class '(int|float)'>", message)  # it may be written as a path to one, too
+    if match := re.search(r"unrecognized arguments: ([^\s=]+)|Option '(.+?)' is not accepted|option '(.+)'", message):
+        option = match[1] or (f"--{key}.{match[2]}" if match[2] else f"--{match[3]}")
+        owner = options.get(option)
+        remedy = f"it belongs to {owner}: add --{option[2:].split('.')[0]} {owner}." if owner else ""
+        return UserError("an option that exists here", option, remedy or did_you_mean(option, options, look_up))
     if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
         names = match[2].replace("'", "").split(", ")
         return UserError(f"one of {', '.join(names)}", match[1], did_you_mean(match[1], names, look_up))
-    if match := re.search(r"dot import path string: (.*)|Import path (?:does not|is not).*", message):
-        got = match[1] or _given(message)
+    if (match := re.search(r"dot import path string: (.*)", message)) and not number:
         names = classes.get(key, [])
-        expected = f"a class for --{key}" + (f": {', '.join(names)}" if 0 < len(names) < 5 else ", by its name")
-        if key.endswith((".lr", "size")):  # a number may be written as a path to one, too
-            return UserError(f"a number for --{key}", got, look_up)
-        return UserError(expected, got, did_you_mean(got, names, look_up))
-    if match := re.search(r"arguments are required: (?:\w+\.)?(\w+)$", message):
-        return UserError(f"--{match[1]}", "nothing", look_up)
+        shown = f": {', '.join(names)}" if 0 < len(names) < 5 else ", by its name"
+        return UserError(f"a class for --{key}{shown}", match[1], did_you_mean(match[1], names, look_up))
     if match := re.search(r"arguments are required: (.*)", message):
-        return UserError(f"{match[1]} beside --{key}", "nothing", f"add --{key}.{match[1].split(',')[0]} VALUE.")
+        name = match[1].split(",")[0]
+        if not key:
+            return UserError(f"--{name.rpartition('.')[2]}", "nothing", look_up)
+        return UserError(f"{match[1]} beside --{key}", "nothing", f"add --{key}.{name} VALUE.")
     if match := re.search(r"argument (--\S+): expected one argument", message):
         return UserError(f"a value after {match[1]}", "nothing", look_up)
-    if match := re.search(r"Path is not a file: '(.*)'", message):
-        return UserError("a config file", f"a folder: {match[1]}", "the project's own are in configs/.")
-    if match := re.search(r"File does not exist: '(.*)'", message):
-        return UserError("a config file", f"no such file: {match[1]}", "the project's own are in configs/.")
-    if "parsing config" in message or "Unexpected config" in message or "codec can't decode" in message:
-        got = re.sub(r"\s+", " ", message)
-        return UserError("a config file in YAML, as --print_config prints it", got, "mend that place.")
     if "subcommand" in message:
-        remedy = "for example: python -m mnist_lightning fit --model ConvNet"
-        return UserError(f"a command: {COMMANDS}", "none", remedy)
-    if key:
-        return UserError(f"--{key} to be {_kind(message)}", _given(message), look_up)
-    return UserError("a valid command line", re.sub(r"\s+", " ", message)[:300], look_up)
+        return UserError(f"a command: {COMMANDS}", "none", "for example: python -m mnist_lightning fit --model ConvNet")
+    if not key:
+        return UserError("a valid command line or config file", " ".join(message.split())[:300], look_up)
+    values = re.findall(r"(?:Got|Given) value: (?!NestedArg)(.*)|val=(.*)\)$", message)
+    given = "".join(values[0]).strip("'")[:100] if values else ""
+    if reason := cause(message):
+        return UserError(f"a valid --{key}", f"{given}: {reason}" if given else reason, look_up)
+    return UserError(f"--{key} to be {kind(message)}", given, look_up)
+
+
+def cause(message: str) -> str:
+    """The innermost line of a nested report; "" if that says nothing but which types were expected."""
+    lines = re.sub(r'Parser key ".*?": *', "", message).splitlines()
+    telling = [line for line in lines if not re.match(rf"[\s-]*({SKIPPED}|$)", line)]
+    return max(telling, key=lambda line: len(line) - len(line.lstrip(" -")), default="").strip(" -")[:300]
 
 
 def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str = LOOK_UP) -> str:
@@ -68,14 +68,7 @@ def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str =
     return f"did you mean {close[0]}?" if close else look_up
 
 
-def _given(message: str) -> str:
-    for pattern in (r"NestedArg\(key='.*?', val=(.*)\)", r"Got value: (.*)", r"Given value: (.*)", r"(.*)\s*$"):
-        if match := re.search(pattern, message):
-            return match[1].strip("' ")[:200]
-    return message
-
-
-def _kind(message: str) -> str:
+def kind(message: str) -> str:
     if match := re.search(r"conform to restriction (.*)", message):
         return "a number " + match[1].replace("v", "")
     if choices := re.findall(r"Expected a typing.Literal\[(.*?)\]", message):

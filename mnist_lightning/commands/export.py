@@ -1,7 +1,7 @@
 """export(): a checkpoint as one file that runs without this package: ONNX, torch.export's .pt2, or the bare weights.
 
-B = batch size. Input and output are a model's: uint8 images (B, 1, 28, 28), 0 = paper, 255 = ink, to logits (B, 10).
-Normalising and resizing are inside, and B is free.
+B = batch size, which is free, N = images, C = classes. The file takes and gives what the model does: for the shipped
+ones uint8 images (B, 1, 28, 28), 0 = background, 255 = strokes, and logits (B, C). They normalise and resize inside.
 """
 
 import copy
@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from mnist_lightning import __version__
-from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
 from mnist_lightning.classifier import DigitClassifier
-NUM_CLASSES = 10
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
+from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
 from mnist_lightning.sources import load_digits
 
 CHECKED = [1, 7, *[124] * 8]  # batch sizes that the 1,000 images of the check come in
-TOLERANCE = 1e-4  # of a logit, between the checkpoint and the file
+TOLERANCE = 1e-4  # between the checkpoint's logits and the file's, as a share of the largest or of 1
+MNIST_INPUT = {"shape": [1, 28, 28], "dtype": "uint8"}
 
 Answer = Callable[[Tensor], Tensor]
 
 
 class Format(NamedTuple):
     needs: tuple[str, ...]  # packages of setup.cfg's extra `export`
-    write: Callable[[DigitClassifier, dict[str, str]], bytes]
+    write: Callable[[DigitClassifier, Tensor, dict[str, str]], bytes]  # from the model, two images, and metadata
     read: Callable[[bytes, DigitClassifier], Answer]  # as a user of the file does
 
 
@@ -47,28 +47,40 @@ def export(ckpt_path: str, output: str) -> None:
     Raises:
         UserError: no such format or checkpoint, a package is missing, or the file would answer differently.
     """
-    form = FORMATS.get(Path(output).suffix)
+    suffix = Path(output).suffix
+    form = FORMATS.get(suffix)
     if form is None:
         raise UserError(f"--output to end in {', '.join(FORMATS)}", output, "for example: --output model.onnx")
     require("export", *form.needs)
     if Path(output).is_dir():
         raise UserError("a file to write", f"a folder: {output}", "give --output another name.")
     path = find_checkpoint(ckpt_path)
-    model = load_model(path)
-    images = load_digits().train.images[: sum(CHECKED)]  # the same everywhere, without a network
-    wanted = answers(model, images)
-    # The layout for the CPU's convolutions goes: torch.export.save warns of it, and safetensors refuses it.
-    content = form.write(model.to(memory_format=torch.contiguous_format), metadata(model, path))
-    got = answers(form.read(content, model), images)
+    checkpoint, model = read_checkpoint(path), load_model(path)
+    images, kind = sample_images(checkpoint.get("example_input", MNIST_INPUT))
+    try:
+        wanted = answers(model, images)
+    except Exception as error:  # of the model's own code
+        remedy = "train it anew with fit, which records in the checkpoint what images the model takes."
+        raise UserError(f"a model that takes {signature(images)}", in_one_line(error), remedy) from error
+    # Convolutions' weights may be laid out as channels_last: torch.export.save warns of that, and safetensors refuses.
+    model = model.to(memory_format=torch.contiguous_format)
+    properties = metadata(model, images, checkpoint)
+    try:
+        content = form.write(model, images[:2], properties)
+        got = answers(form.read(content, model), images)
+    except Exception as error:  # of the exporters, which follow the model's own code
+        remedy = "change forward to what torch.export can follow, or write .safetensors, the weights alone."
+        raise UserError(f"a model that can be written as {suffix}", in_one_line(error), remedy) from error
     worst = float((got - wanted).abs().max())
-    differ = int((got.argmax(1) != wanted.argmax(1)).sum())
-    if differ or not worst <= TOLERANCE:
-        found = f"{differ} of {len(images):,} digits that differ, and logits that do by up to {worst:.1g}"
+    same = int((got.argmax(1) == wanted.argmax(1)).sum())  # within the tolerance only ties can differ
+    agreement = f"{same:,} of {len(images):,} images ({kind}) classified the same"
+    if not worst <= TOLERANCE * max(1, float(wanted.abs().max())):
+        found = f"{agreement}, logits up to {worst:.1g} apart"
         raise UserError("a file that answers as the checkpoint does", found, "nothing was written; try another format.")
     with write_whole(output) as file:
         file.write(content)
     print(f"{'Checkpoint':<14} {shown_path(path)}")
-    print(f"{'Check':<14} {len(images):,} images: all digits equal, logits to {worst:.0e}")
+    print(f"{'Check':<14} {agreement}, logits within {worst:.0e}")
     print(f"{'Model':<14} {output} ({len(content) / 1e6:.1f} MB)")
 
 
@@ -79,21 +91,41 @@ def require(extra: str, *packages: str) -> None:
         raise UserError(f"the packages of the extra `{extra}`", f"no {', '.join(missing)}", f"pip install '.[{extra}]'")
 
 
+def sample_images(example: dict[str, Any]) -> tuple[Tensor, str]:
+    """Images of a checkpoint's shape and dtype to compare answers on, the same each time, and what they are."""
+    count = sum(CHECKED)
+    if example == MNIST_INPUT:
+        return load_digits().train.images[:count], "scikit-learn's digits"
+    size, dtype = (count, *example["shape"]), getattr(torch, example["dtype"])
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point:
+        return torch.rand(size, generator=generator).to(dtype), "random in [0, 1]"
+    return torch.randint(256, size, generator=generator).to(dtype), "random in 0 to 255"
+
+
+def signature(images: Tensor) -> str:
+    return f"{str(images.dtype).removeprefix('torch.')} images (B, {', '.join(map(str, images.shape[1:]))})"
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
 def answers(model: Answer, images: Tensor) -> Tensor:
-    """Logits (N, 10) of images (N, 1, 28, 28), in batches of several sizes."""
+    """Logits (N, C) of images (N, ...), in batches of several sizes."""
     with torch.no_grad():
         return torch.cat([model(batch) for batch in images.split(CHECKED)])
 
 
-def metadata(model: DigitClassifier, path: Path) -> dict[str, str]:
+def metadata(model: DigitClassifier, images: Tensor, checkpoint: dict[str, Any]) -> dict[str, str]:
     """What the file says of itself. `val_acc` is there if the checkpoint knows it: see `validation_accuracy`."""
-    checkpoint = read_checkpoint(path)
     accuracy = validation_accuracy(checkpoint)
+    as_mnist = images.dtype == torch.uint8 and images.shape[1:] == (1, 28, 28)
     return {
         "model": type(model).__name__,
-        "input": "uint8 (B, 1, 28, 28), 0 = paper, 255 = ink",
-        "output": "logits (B, 10)",
-        "classes": json.dumps([str(digit) for digit in range(NUM_CLASSES)]),
+        "input": signature(images) + (", 0 = background, 255 = strokes" if as_mnist else ""),
+        "output": f"logits (B, {model.num_classes})",
+        "classes": json.dumps(checkpoint.get("class_names") or [str(i) for i in range(model.num_classes)]),
         "data": str(checkpoint.get("datamodule_hyper_parameters", {}).get("source", "unknown")),
         **({} if accuracy is None else {"val_acc": f"{accuracy:.4f}"}),
         "version": f"mnist_lightning {__version__}",
@@ -103,27 +135,27 @@ def metadata(model: DigitClassifier, path: Path) -> dict[str, str]:
 def validation_accuracy(checkpoint: dict[str, Any]) -> float | None:
     """The accuracy, 0 to 1, that a checkpoint's weights had on the run's validation images.
 
-    None if it isn't known: nothing was validated, or the checkpoint is from the middle of an epoch, when its callback
-    remembers the accuracy of earlier weights.
+    None if it isn't known: nothing was validated; or the accuracy in the checkpoint is that of earlier weights, in the
+    middle of an epoch and after StochasticWeightAveraging.
     """
-    loops = checkpoint.get("loops", {}).get("fit_loop", {})
-    if not loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
+    loops, states = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint.get("callbacks", {})
+    averaged = any(name.startswith("StochasticWeightAveraging") for name in states)
+    if averaged or not loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
         return None
-    states = checkpoint.get("callbacks", {}).values()
-    scores = [state["current_score"] for state in states if state.get("monitor") == "val/acc"]
+    scores = [state["current_score"] for state in states.values() if state.get("monitor") == "val/acc"]
     return float(scores[0]) if scores and scores[0] is not None else None
 
 
-def program(model: DigitClassifier) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)  # two: of a batch of one, torch.export would make a constant
-    return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+def program(model: DigitClassifier, images: Tensor) -> torch.export.ExportedProgram:
+    # Two images: of a batch of one, torch.export would make a constant.
+    return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def write_onnx(model: DigitClassifier, properties: dict[str, str]) -> bytes:
+def write_onnx(model: DigitClassifier, images: Tensor, properties: dict[str, str]) -> bytes:
     import onnx
 
     names: Any = {"input_names": ["images"], "output_names": ["logits"], "verbose": False}
-    proto = torch.onnx.export(program(model), dynamo=True, **names).model_proto  # type: ignore[union-attr]
+    proto = torch.onnx.export(program(model, images), dynamo=True, **names).model_proto  # type: ignore[union-attr]
     onnx.helper.set_model_props(proto, properties)
     return proto.SerializeToString()
 
@@ -135,9 +167,9 @@ def read_onnx(content: bytes, model: DigitClassifier) -> Answer:
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def write_pt2(model: DigitClassifier, properties: dict[str, str]) -> bytes:
+def write_pt2(model: DigitClassifier, images: Tensor, properties: dict[str, str]) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(program(model), buffer, extra_files={"metadata.json": json.dumps(properties)})
+    torch.export.save(program(model, images), buffer, extra_files={"metadata.json": json.dumps(properties)})
     return buffer.getvalue()
 
 
@@ -145,7 +177,7 @@ def read_pt2(content: bytes, model: DigitClassifier) -> Answer:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-def write_safetensors(model: DigitClassifier, properties: dict[str, str]) -> bytes:
+def write_safetensors(model: DigitClassifier, images: Tensor, properties: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
     return save(model.state_dict(), properties)

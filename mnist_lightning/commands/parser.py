@@ -1,10 +1,12 @@
 """Parser: LightningCLI's, with errors that can be explained, and classes that start from their own defaults."""
 
 import importlib
+import re
 from typing import Any
 
 import jsonargparse._typehints  # see forget_arguments
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 
@@ -37,6 +39,16 @@ def forget_arguments(parser_or_action: Any, before: Any, now: Any) -> None:
 
 
 jsonargparse._typehints.discard_init_args_on_class_path_change = forget_arguments
+
+
+def in_full_names(text: str) -> str:
+    """ReduceLROnPlateau by the path of Lightning's class, which knows the metric to watch: torch has one of that name,
+    too, and jsonargparse would refuse to choose."""
+    return re.sub(r"(?<![\w.])ReduceLROnPlateau(?!\w)", "lightning.pytorch.cli.ReduceLROnPlateau", text)
+
+
+load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: load_yaml(in_full_names(text)), (yaml.YAMLError,))  # a config file's text
 
 
 def class_of(path: str) -> Any:

@@ -1,41 +1,38 @@
-"""Photos: pictures of one's own handwriting for `predict`; ink.py brings them into MNIST's form.
+"""Photos: pictures of one's own handwriting for `predict`; ink.py gives them the form of MNIST's images.
 
     python -m mnist_lightning predict --ckpt_path best --data Photos --data.path FILE_OR_FOLDER
 
-F = pictures that could be read.
+F = pictures in which a digit was found.
 """
 
 import csv
 import io
-import math
 import os
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-NUM_CLASSES = 10
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
+from mnist_lightning.photos.contact_sheet import check_place, contact_sheet, save
 from mnist_lightning.photos.ink import NoInk, ink
 
-UNSURE = 0.5  # a confidence below this is remarked on
-ENLARGED, CAPTION, GAP = 112, 32, 8  # pixels of the contact sheet: a picture's side, the text below, the space between
-OURS = "mnist_lightning: what the network saw"  # in a contact sheet's Software field
+UNSURE = 0.5  # a confidence below this gets a remark
 
 
 class Photo(NamedTuple):
-    name: str  # below the folder that was given
-    image: Tensor | None  # uint8 (1, 28, 28), 0 = paper, 255 = ink; None where there is none
-    remark: str  # why there is none, or a doubt; "" otherwise
+    name: str  # relative to the folder that was given
+    image: Tensor | None  # uint8 (1, 28, 28), 0 = background, 255 = strokes; None where no digit was found
+    remark: str  # the reason for that, or a doubt; "" otherwise
 
 
 class Photos(LightningDataModule):
@@ -44,7 +41,7 @@ class Photos(LightningDataModule):
 
     Args:
         path: a picture, or a folder of pictures, with its subfolders.
-        save_seen: a .png to write: each picture as the network sees it, and the digit that it was read as.
+        save_seen: a .png to write: each picture as the network sees it, and what it was classified as.
 
     Raises:
         UserError: there is nothing at path, save_seen is no place for a picture, or another command than predict.
@@ -67,14 +64,17 @@ class Photos(LightningDataModule):
         if self.trainer is not None and self.trainer.world_size > 1:
             remedy = "add --trainer.devices 1; all its cores read the photos."
             raise UserError("one process for photos", str(self.trainer.world_size), remedy)
-        files = self._files()
-        names = [str(file.relative_to(self.path)) if self.path.is_dir() else file.name for file in files]
-        # On a terminal only, and not beside a Trainer that is told to show no bar.
+        if self.save_seen is not None:
+            check_place(self.save_seen)
+        files, unreadable = self._files()
+        # A bar on a terminal only, and not where the Trainer is told to show none.
         quiet = None if self.trainer is None or self.trainer.progress_bar_callback else True
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
             warnings.simplefilter("ignore")  # Pillow's doubts about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            self.photos = list(tqdm(pool.map(read, files, names), "Photos", len(files), unit=" photos", disable=quiet))
+            read = pool.map(self._read, files)
+            self.photos = list(tqdm(read, "Photos", len(files), unit=" photos", disable=quiet))
+        self.photos += [Photo(self._name(folder), None, "a folder that can't be read") for folder in unreadable]
 
     def predict_dataloader(self) -> DataLoader | list[object]:
         images = [photo.image for photo in self.photos if photo.image is not None]
@@ -83,108 +83,107 @@ class Photos(LightningDataModule):
         labels = torch.full((len(images),), -1)  # nobody knows
         return DataLoader(TensorDataset(torch.stack(images), labels), batch_size=250)
 
-    def tell(self, probabilities: Tensor, path: Path) -> bool:
-        """Prints a table, writes it as CSV and the pictures to save_seen; returns whether every picture was read.
+    def tell(self, probabilities: Tensor, path: Path, names: list[str]) -> bool:
+        """Writes a CSV file, and the pictures to save_seen, and prints a table; returns whether every picture was
+        classified.
 
         Args:
-            probabilities: (F, 10), in the order of the batches.
+            probabilities: (F, C), in the order of the batches.
             path: the CSV file.
+            names: of the C classes.
         """
-        rows: list[tuple[Photo, Any, Any, Any, str]] = []
-        left = iter(probabilities.tolist())
-        for photo in self.photos:
-            p = next(left, None) if photo.image is not None else None
-            best, second = sorted(range(NUM_CLASSES), key=p.__getitem__)[:-3:-1] if p else (None, None)
-            remark = photo.remark
-            if p is None:
-                remark = remark or "left out by --trainer.limit_predict_batches"
-            elif p[best] < UNSURE:
-                remark = f"{remark}; unsure" if remark else "unsure"
-            rows.append((photo, best, second, p, remark))
-        width = max(len("file"), *(len(photo.name) for photo in self.photos))
-        print(f"{'file':<{width}}  digit  confidence  second guess")
-        for photo, best, second, p, remark in rows:
-            said = f"{best:>5}  {100 * p[best]:>8.1f} %  {second} ({100 * p[second]:.1f} %)" if p else "    -"
-            print(f"{photo.name:<{width}}  {said}" + (f"  {remark}" if remark else ""))
         text = io.StringIO()
         table = csv.writer(text)
-        table.writerow(["file", "predicted", "second", "remark", *(f"p{digit}" for digit in range(NUM_CLASSES))])
-        for photo, best, second, p, remark in rows:
-            table.writerow([photo.name, best, second, remark, *(f"{value:.6f}" for value in p or ())])
+        table.writerow(["file", "predicted", "second", "remark", *(f"p{name}" for name in names)])
+        printed = [("file", "classified as", "confidence", "second guess", "")]
+        images, captions = [], []
+        left = iter(probabilities.tolist())
+        for name, image, remark in self.photos:
+            p = next(left, None) if image is not None else None
+            if image is None or p is None:
+                remark = remark or "left out by --trainer.limit_predict_batches"
+                table.writerow([name, "", "", remark])
+                printed.append((name, "-", "", "", remark))
+                continue
+            best, second = sorted(range(len(p)), key=p.__getitem__, reverse=True)[:2]
+            if p[best] < UNSURE:
+                remark = f"{remark}; unsure" if remark else "unsure"
+            table.writerow([name, names[best], names[second], remark, *(f"{value:.6f}" for value in p)])
+            runner_up = f"{names[second]} ({100 * p[second]:.1f} %)"
+            printed.append((name, names[best], f"{100 * p[best]:.1f} %", runner_up, remark))
+            images.append(image)
+            captions.append((name, f"{names[best]}  {100 * p[best]:.0f} %"))
+        # Written first: the table may go to a pipe that closes early.
         with write_whole(path) as file:
             file.write(text.getvalue().encode())
         if self.save_seen is not None:
-            seen = [(photo, f"{best}  {100 * p[best]:.0f} %") for photo, best, _, p, _ in rows if p]
-            note = PngInfo()
-            note.add_text("Software", OURS)
             with write_whole(self.save_seen) as file:
-                contact_sheet(seen).save(file, "PNG", pnginfo=note)
-        return all(p is not None for _, _, _, p, _ in rows)
+                save(contact_sheet(images, captions), file)
+        print_table(printed)
+        return len(images) == len(self.photos)
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> tuple[list[Path], list[Path]]:
+        """The files at `path`, and the folders below it that can't be read. What is hidden is left out."""
         if not self.path.exists():
-            raise UserError("a picture or a folder of them at --data.path", f"nothing: {self.path}", "mend the path.")
-        self._check_save_seen()
+            expected = "a picture or a folder of them at --data.path"
+            raise UserError(expected, f"nothing: {self.path}", "correct the path.")
         if not self.path.is_dir():
-            return [self.path]
-        sheet = self.save_seen and self.save_seen.resolve()
-        files = sorted(
-            file
-            for file in self.path.rglob("*")
-            if not file.is_dir()
-            and not any(part.startswith(".") for part in file.relative_to(self.path).parts)
-            and file.resolve() != sheet
-        )
-        if not files:
-            raise UserError("pictures at --data.path", f"an empty folder: {self.path}", "mend the path.")
-        return files
+            return [self.path], []
+        files: list[Path] = []
+        unreadable: list[Path] = []
+        entered: set[str] = set()  # a linked folder may be a folder around it
 
-    def _check_save_seen(self) -> None:
-        """So that it isn't somebody's photo that gets overwritten."""
-        if self.save_seen is None:
-            return
-        if self.save_seen.suffix.lower() != ".png":
-            raise UserError("a .png for --data.save_seen", str(self.save_seen), "for example seen.png.")
-        if self.save_seen.exists():
-            try:
-                with Image.open(self.save_seen) as image:
-                    ours = image.info.get("Software") == OURS
-            except (OSError, ValueError):
-                ours = False
-            if not ours:
-                got = f"{self.save_seen}, which is there and is something else"
-                raise UserError("a new file for --data.save_seen, or an older contact sheet", got, "take another name.")
+        def keep(error: OSError) -> None:
+            unreadable.append(Path(error.filename))
+
+        for folder, folders, names in os.walk(self.path, onerror=keep, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in entered:
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+        if self.save_seen is not None:
+            sheet = os.path.realpath(self.save_seen)
+            files = [file for file in files if os.path.realpath(file) != sheet]
+        if not files and not unreadable:
+            raise UserError("pictures at --data.path", f"an empty folder: {self.path}", "correct the path.")
+        return sorted(files), sorted(unreadable)
+
+    def _name(self, file: Path) -> str:
+        name = file.name if file == self.path else str(file.relative_to(self.path))
+        return os.fsencode(name).decode("utf-8", "backslashreplace")  # a file's name is bytes, of any encoding
+
+    def _read(self, file: Path) -> Photo:
+        """The picture in a file in MNIST's form, or the reason why there is none."""
+        name = self._name(file)
+        if not file.is_file():  # opening a pipe would wait
+            return Photo(name, None, "no file, or a link to none")
+        try:
+            with Image.open(file) as picture:
+                found = ink(picture)
+        except NoInk as error:
+            return Photo(name, None, str(error))
+        except UnidentifiedImageError:
+            return Photo(name, None, "no picture that Pillow reads: save it as PNG or JPEG")
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            return Photo(name, None, f"too large: more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+        except Exception as error:  # Pillow's decoders answer damaged bytes with a dozen kinds of exception
+            return Photo(name, None, f"can't be read: {error}".splitlines()[0])
+        remark = f"seems to hold {found.digits} digits; the largest was taken" if found.digits > 1 else ""
+        return Photo(name, torch.from_numpy(found.image)[None], remark)
 
 
-def read(file: Path, name: str) -> Photo:
-    """The picture in a file in MNIST's form, or the reason why there is none."""
-    try:
-        with Image.open(file) as picture:
-            found = ink(picture)
-    except NoInk as error:
-        return Photo(name, None, str(error))
-    except UnidentifiedImageError:
-        return Photo(name, None, "no picture that Pillow reads: save it as PNG or JPEG")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return Photo(name, None, f"too large: more than {Image.MAX_IMAGE_PIXELS:,} pixels")
-    except Exception as error:  # Pillow's decoders answer damaged bytes with a dozen kinds of exception
-        return Photo(name, None, f"damaged: {error}".splitlines()[0])
-    remark = f"seems to hold {found.digits} digits; the largest was read" if found.digits > 1 else ""
-    return Photo(name, torch.from_numpy(found.image)[None], remark)
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Prints rows in columns. What the console can't show becomes a "?"."""
+    encoding = sys.stdout.encoding or "utf-8"
 
+    def shown(text: str) -> str:
+        printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+        return printable.encode(encoding, "replace").decode(encoding)
 
-def contact_sheet(seen: list[tuple[Photo, str]]) -> Image.Image:
-    """The pictures as the network sees them, enlarged, below each its name and what it was read as."""
-    columns = max(1, min(8, len(seen)))
-    side = ENLARGED + GAP
-    size = columns * side + GAP, max(1, math.ceil(len(seen) / columns)) * (side + CAPTION) + GAP
-    sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for i, ((name, image, _), answer) in enumerate(seen):
-        x, y = GAP + i % columns * side, GAP + i // columns * (side + CAPTION)
-        assert image is not None
-        large = Image.fromarray(image[0].numpy()).resize((ENLARGED, ENLARGED), Image.Resampling.NEAREST)
-        sheet.paste(large, (x, y))
-        short = name if len(name) <= 16 else f"...{name[-14:]}"
-        draw.text((x, y + ENLARGED), f"{short}\n{answer}".encode("latin-1", "replace").decode("latin-1"), "black", font)
-    return sheet
+    rows = [tuple(map(shown, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -69,7 +69,7 @@ class Pictures(Callback):
                 images = images_of(trainer, "train", batch, 0)
                 self._example = images[:1].detach().to(pl_module.device, copy=True)
                 if trainer.global_step == 0:
-                    writer.add_image("pictures/training images", grid(thumbnails(images[:64])), 0)
+                    writer.add_image("pictures/first batch", grid(thumbnails(images[:64])), 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer, "val")
@@ -92,7 +92,7 @@ class Pictures(Callback):
                 filters = next((layer.weight for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
                 if filters is None:
                     raise ValueError("the model has no Conv2d")
-                writer.add_image("pictures/first convolution", grid(filters.detach().cpu()), trainer.global_step)
+                writer.add_image("pictures/conv1", grid(filters.detach().cpu()), trainer.global_step)
 
     # Validation and test
 
@@ -185,7 +185,7 @@ class Pictures(Callback):
             ("accuracy by class", figures.draw_classes, 0.7 * width),
             ("mistakes", figures.draw_mistakes, 1.2 * width),
         ):
-            if writer is not None:
+            if writer is not None and (answers.mistakes or name != "mistakes"):
                 with self._attempt(name), silenced():
                     shown = figures.figure(width, height)
                     draw(shown.add_subplot(), answers)

@@ -114,9 +114,10 @@ def report(path: Path, answers: Answers | None, rows: list[dict[str, float]]) ->
     heights = [4.0] if answers is None else [4.0, 6.5]
     sheet = figure(11, sum(heights))
     loss, metric, *below = sheet.subplots(len(heights), 2, height_ratios=heights).ravel()
-    measured = sorted({name.split("/")[1] for row in rows for name in row if name.startswith(("val/", "test/"))})
+    measured = {name.split("/")[1] for row in rows for name in row if name.startswith(("val/", "test/"))}
+    others = sorted(name for name in measured if not name.startswith("loss"))
     draw_curves(loss, rows, "loss")
-    draw_curves(metric, rows, next((name for name in ("acc", *measured) if name in measured and name != "loss"), "acc"))
+    draw_curves(metric, rows, "acc" if "acc" in others or not others else others[0])
     if answers is not None:
         draw_confusion(below[0], answers)
         draw_mistakes(below[1], answers)
@@ -131,12 +132,13 @@ def figure(width: float, height: float) -> Any:
 
 
 def draw_curves(axes: Any, rows: list[dict[str, float]], metric: str) -> None:
-    for part in ("train", "val", "test"):
-        # A fit with few steps an epoch may have logged its epochs' means alone.
-        names = [name for name in (f"{part}/{metric}", f"{part}/{metric}_epoch") if any(name in row for row in rows)]
-        if names:
-            points = [(row["step"], row[names[0]]) for row in rows if names[0] in row]
-            axes.plot(*zip(*points, strict=True), "o" if part == "test" else "o-", markersize=3, label=part)
+    for part, colour in (("train", "C0"), ("val", "C1"), ("test", "C2")):
+        # Lightning's own names: an epoch's mean is `_epoch` where single batches are logged as well, as `_step`.
+        for suffix, style, label in (("_step", "-", f"{part}, one batch"), ("", "o-", part), ("_epoch", "o-", part)):
+            points = [(row["step"], row[name]) for row in rows if (name := f"{part}/{metric}{suffix}") in row]
+            if points:
+                alpha = 0.3 if suffix == "_step" else 1
+                axes.plot(*zip(*points, strict=True), style, color=colour, alpha=alpha, markersize=3, label=label)
     axes.set(title={"loss": "Loss", "acc": "Accuracy"}.get(metric, metric), xlabel="training steps")
     if axes.lines:
         axes.legend()

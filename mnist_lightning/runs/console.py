@@ -24,6 +24,8 @@ QUIET_WARNINGS = (
     ".*Total length of `list` across ranks is zero.*",
     # Lightning's all_gather calls what torch 2.15 deprecates.
     ".*all_gather is deprecated.*",
+    # --trainer.overfit_batches; Lightning says so of a validation loader that isn't shuffled.
+    ".*You requested to overfit but enabled.*",
     # claim() made the folder; it is empty but for what a resumed run left there.
     ".*Checkpoint directory .* exists and is not empty.*",
 )
@@ -33,6 +35,8 @@ QUIET_LOGS = (
     "TPU available",
     "Trainer already configured with model summary",
     "Restoring states",
+    "Restored all states",
+    "`weights_only` was not set",  # when a checkpoint is saved: all of the state is
     "Loaded model weights",
     "The following callbacks returned in `LightningModule.configure_callbacks`",  # a fit's final test sees them again
 )

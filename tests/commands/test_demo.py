@@ -18,11 +18,12 @@ from PIL import Image, ImageDraw
 
 from mnist_lightning import ConvNet, load_model
 from mnist_lightning.commands.cli import run
-from mnist_lightning.commands.demo import read
+from mnist_lightning.commands.demo import bars, show
 from mnist_lightning.photos.ink import ink
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+DIGITS = list("0123456789")
 STROKES = {  # shares of the canvas
     "7": [(0.35, 0.25), (0.65, 0.25), (0.45, 0.8)],
     "1": [(0.38, 0.38), (0.54, 0.2), (0.54, 0.8)],
@@ -55,23 +56,57 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def texts(kind: str, page: str) -> list[str]:
+    return re.findall(rf"<\w+ class='{kind} ?\w*'>(.*?)</", page)
+
+
 @pytest.mark.parametrize("digit", STROKES)
 def test_drawing_gives_probabilities_picture_and_feature_maps(digit: str, checkpoint: Path) -> None:
-    probabilities, seen, conv1, conv2 = read(load_model(checkpoint), {"composite": drawing(STROKES[digit])})
-    assert max(probabilities, key=probabilities.get) == digit
-    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    answer, seen, conv1, conv2 = show(load_model(checkpoint), DIGITS, {"composite": drawing(STROKES[digit])})
+    percents = [float(text.removesuffix(" %")) for text in texts("percent", answer)]
+    assert texts("answer", answer) == [digit] and max(DIGITS, key=lambda name: percents[int(name)]) == digit
+    assert sum(percents) == pytest.approx(100, abs=0.5)
     assert seen.size == (224, 224)
     assert conv1.shape[2] == conv2.shape[2] == 3 and conv1.std() > 0
 
 
-def test_empty_canvas_shows_nothing(checkpoint: Path) -> None:
-    assert read(load_model(checkpoint), {"composite": Image.new("RGBA", (400, 400))}) == [None] * 4
+def test_empty_canvas_shows_no_answer(checkpoint: Path) -> None:
+    shown = show(load_model(checkpoint), DIGITS, {"composite": Image.new("RGBA", (400, 400))})
+    assert texts("answer", shown[0]) == ["?"] and shown[1:] == [None] * 3
+
+
+def test_bars_stand_in_the_order_of_the_classes_under_their_names() -> None:
+    page = bars([0.2, 0.7, 0.1], ["b", "<i>", "a"])
+    assert re.findall(r"<span>(.*?)</span>", page) == ["b", "&lt;i&gt;", "a"]
+    assert re.findall(r"width: (.*?)%", page) == ["20.0", "70.0", "10.0"]
+    assert texts("answer", page) == ["&lt;i&gt;"]
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run(["demo", "--ckpt_path", "best"]) == 2
     assert "pip install '.[demo]'" in capsys.readouterr().err
+
+
+class Halves(ConvNet):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("expected 14 rows")
+
+
+@pytest.mark.parametrize(("model", "more", "got"), [
+    (ConvNet(), {"example_input": {"shape": [3, 40, 40], "dtype": "float32"}}, "float32 images (3, 40, 40)"),
+    (Halves(), {}, "RuntimeError: expected 14 rows"),
+], ids=["recorded", "tried"])  # fmt: skip
+def test_model_of_other_images_is_refused(
+    model: ConvNet, more: dict[str, Any], got: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "installed")
+    content = {**torch.load(checkpoint, weights_only=True), "hyper_parameters": dict(model.hparams), **more}
+    torch.save(content, tmp_path / "other.ckpt")
+    assert run(["demo", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
+    said = capsys.readouterr().err
+    assert "expected a model that takes uint8 images (1, 28, 28)" in said and got in said and said.count("\n") == 3
 
 
 @pytest.fixture
@@ -88,12 +123,12 @@ def page_address(checkpoint: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_digits_drawn_in_a_browser_are_read(page_address: str) -> None:
+def test_digits_drawn_in_a_browser_are_classified(page_address: str) -> None:
     playwright: Any = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
     assert page_address.startswith("http://127.0.0.1:")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         for digit, points in STROKES.items():
@@ -110,8 +145,13 @@ def test_digits_drawn_in_a_browser_are_read(page_address: str) -> None:
                 if i == 0:
                     page.mouse.down()
             page.mouse.up()
-            label = page.locator("[data-testid='label-output-value']")
-            playwright.expect(label).to_have_text(re.compile(rf"\s*{digit}\s*"), timeout=60_000)
+            playwright.expect(page.locator(".answer")).to_have_text(digit, timeout=60_000)
+        pictures = [picture.bounding_box() for picture in page.locator(".picture img").all()]
+        assert len(pictures) == 3  # what the network sees, conv1, conv2
+        for caption in page.get_by_text(re.compile("Feature maps|network sees")).all():
+            bottom = caption.bounding_box()["y"] + caption.bounding_box()["height"]
+            assert all(picture["y"] >= bottom or picture["y"] + picture["height"] < bottom for picture in pictures)
+        assert page.evaluate("document.documentElement.scrollHeight") <= 900  # all of it is in view
         browser.close()
     outside = [url for url in asked if not re.match(r"(http://127\.0\.0\.1|data:|blob:)", url)]
     assert not outside  # it works without a network

@@ -2,13 +2,19 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
+from torch import Tensor, nn
 
-from mnist_lightning import __version__, export, load_model
+from mnist_lightning import ConvNet, DigitClassifier, __version__, load_model
+from mnist_lightning.commands import export
 from mnist_lightning.commands.cli import run
+from mnist_lightning.commands.export import validation_accuracy
 from mnist_lightning.sources import load_digits
 
 needs_extra = pytest.mark.skipif(
@@ -20,32 +26,49 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 RESNET = ["--model", "ResNet18", "--model.weights", "none", "--model.image_size", "28"]
 
 
+class Colours(DigitClassifier):
+    """A model of somebody's own: any dtype, any size, three channels."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__(partial(torch.optim.SGD, lr=0.1), num_classes=num_classes)
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.float().mean((2, 3)))
+
+
+class Branches(Colours):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def save(model: DigitClassifier, path: Path, **more: Any) -> str:
+    """Writes a checkpoint of a model that nobody trained; returns its path."""
+    content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **more}
+    torch.save({"pytorch-lightning_version": lightning.__version__, **content}, path)
+    return str(path)
+
+
 @pytest.fixture(scope="module", params=["ConvNet", "ResNet18"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
-    model = RESNET + ["--model.cache_features", "false"] if request.param == "ResNet18" else []
     few = ["--trainer.limit_train_batches", "5", "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]
-    assert run(["fit", *model, "--data.source", "digits", "--trainer.default_root_dir", str(root), *few]) == 0
+    args = [*few, "--data.source", "digits", "--pictures", "false", "--trainer.default_root_dir", str(root)]
+    assert run(["fit", *(RESNET if request.param == "ResNet18" else []), *args]) == 0
     return next(root.rglob("best.ckpt"))
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    return load_digits().test.images[:33]
 
 
 @pytest.mark.parametrize("suffix", [
     pytest.param(".onnx", marks=needs_extra), ".pt2", pytest.param(".safetensors", marks=needs_extra)
 ])  # fmt: skip
 def test_file_answers_as_the_checkpoint_and_says_what_it_is(
-    suffix: str, checkpoint: Path, images: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suffix: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / f"model{suffix}"
     assert run(["export", "--ckpt_path", str(checkpoint), "--output", str(output)]) == 0
-    assert "1,000 images: all digits equal" in capsys.readouterr().out
+    assert "of 1,000 images (scikit-learn's digits) classified the same" in capsys.readouterr().out
     model = load_model(checkpoint)
-    for count in (1, 33):  # the batch size is free
-        batch = images[:count]
+    for batch in load_digits().test.images[:34].split([1, 33]):  # the batch size is free
         if suffix == ".onnx":
             import onnxruntime
 
@@ -75,14 +98,56 @@ def test_file_answers_as_the_checkpoint_and_says_what_it_is(
     assert 0 <= float(said["val_acc"]) <= 1
 
 
-def test_file_that_answers_otherwise_is_not_written(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = export.FORMATS[".pt2"]._replace(read=lambda content, model: lambda images: -model(images))
-    monkeypatch.setitem(export.FORMATS, ".pt2", broken)
-    assert run(["export", "--ckpt_path", str(checkpoint), "--output", str(tmp_path / "model.pt2")]) == 2
-    assert "expected a file that answers as the checkpoint does" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(("model", "more", "check", "input", "classes"), [
+    (ConvNet(num_classes=26), {}, "scikit-learn's digits", "uint8 images (B, 1, 28, 28), 0 = background, 255 = strokes",
+     [str(label) for label in range(26)]),
+    (Colours(), {"example_input": {"shape": [3, 8, 6], "dtype": "float32"}, "class_names": ["cat", "dog", "owl"]},
+     "random in [0, 1]", "float32 images (B, 3, 8, 6)", ["cat", "dog", "owl"]),
+    (Colours(), {"example_input": {"shape": [3, 8, 6], "dtype": "uint8"}}, "random in 0 to 255",
+     "uint8 images (B, 3, 8, 6)", ["0", "1", "2"]),
+], ids=["26 classes", "floats", "uint8"])  # fmt: skip
+def test_model_of_other_images_and_classes_is_exported_as_its_checkpoint_says(
+    model: DigitClassifier, more: dict[str, Any], check: str, input: str, classes: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    export.export(save(model, tmp_path / "a.ckpt", **more), str(tmp_path / "model.pt2"))
+    assert f"of 1,000 images ({check}) classified the same" in capsys.readouterr().out
+    extra = {"metadata.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    said = json.loads(extra["metadata.json"])
+    assert said["input"] == input and said["output"] == f"logits (B, {len(classes)})"
+    assert json.loads(said["classes"]) == classes and "val_acc" not in said
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (Colours(), "expected a model that takes uint8 images (B, 1, 28, 28)\n       got RuntimeError: "),
+    (Branches(), "expected a model that can be written as .pt2\n       got "),
+    (ConvNet(), "expected a file that answers as the checkpoint does\n       got "),
+], ids=["other images", "not traceable", "other answers"])  # fmt: skip
+def test_what_cannot_be_exported_is_explained_and_not_written(
+    model: DigitClassifier, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if isinstance(model, ConvNet):
+        broken = export.FORMATS[".pt2"]._replace(read=lambda content, model: lambda images: -model(images))
+        monkeypatch.setitem(export.FORMATS, ".pt2", broken)
+    more = {"example_input": {"shape": [3, 8, 6], "dtype": "float32"}} if isinstance(model, Branches) else {}
+    path = save(model, tmp_path / "a.ckpt", **more)
+    assert run(["export", "--ckpt_path", path, "--output", str(tmp_path / "model.pt2")]) == 2
+    # torch's own logging may stand above the three lines.
+    assert message in "\n".join(capsys.readouterr().err.splitlines()[-3:])
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(("ended", "callbacks", "accuracy"), [
+    (True, {}, 0.5),
+    (False, {}, None),
+    (True, {"StochasticWeightAveraging": {}}, None),
+])  # fmt: skip
+def test_accuracy_of_other_weights_is_not_told(ended: bool, callbacks: dict, accuracy: float | None) -> None:
+    loops = {"fit_loop": {"epoch_loop.batch_progress": {"is_last_batch": ended}}}
+    states = {"BestCheckpoint": {"monitor": "val/acc", "current_score": torch.tensor(0.5)}, **callbacks}
+    assert validation_accuracy({"loops": loops, "callbacks": states}) == accuracy
 
 
 @pytest.mark.parametrize(("args", "message"), [

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mnist_lightning import checkpoints
+from mnist_lightning.runs import checkpoints
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.sources import Digits, Split
 
@@ -117,6 +117,6 @@ class Metrics(Callback):
 class PrimeDigits(MNISTDataModule):
     """scikit-learn's digits with 359 test images: a prime, so that no number of processes shares them evenly."""
 
-    def _load(self) -> Digits:
-        digits = super()._load()
+    def load(self) -> Digits:
+        digits = super().load()
         return digits._replace(test=Split(digits.test.images[:359], digits.test.labels[:359]))

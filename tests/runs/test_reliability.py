@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import mnist_lightning
-from mnist_lightning import features
+from mnist_lightning.finetuning import features
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import read_weights
@@ -464,7 +464,7 @@ def test_damaged_checkpoint_of_a_fit_is_refused_or_read_right(whole: Any, tmp_pa
 
 def test_damaged_features_are_computed_again(tmp_path: Path, tried: Tried) -> None:
     path, right = tmp_path / "a.features", torch.randn(40, 512)
-    features.write(path, right)
+    features.keep(path, right)
     content = path.read_bytes()
     assert torch.equal(features.read(path, 40), right)
     for number in range(200):

@@ -1,0 +1,68 @@
+"""An empty folder to run commands in, and runs that several tests look at: each gets a copy of its own."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from running import RUN, SHORT, command
+from torchvision.models import resnet18
+
+
+class Fit(NamedTuple):
+    root: Path  # holds lightning_logs
+    out: str
+
+
+def enter(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+def fit(root: Path, *args: object) -> Fit:
+    with pytest.MonkeyPatch.context() as patch:
+        enter(root, root.with_name(f"{root.name}-cache"), patch)
+        return Fit(root, command("fit", *args))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own, which is the current one."""
+    enter(tmp_path, tmp_path_factory.mktemp("cache"), monkeypatch)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def convnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Two epochs of ConvNet on the digits, 42 steps, with pictures."""
+    settings = ("--data.source", "digits", "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 10)
+    return fit(tmp_path_factory.mktemp("convnet"), *settings)
+
+
+@pytest.fixture(scope="session")
+def resnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """A fit of ResNet18 with its own number of epochs. Its file of weights is gone afterwards."""
+    weights = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), weights)
+    settings = ("--model", "ResNet18", "--model.weights", weights, "--model.image_size", 28, *SHORT)
+    fitted = fit(tmp_path_factory.mktemp("resnet"), *settings)
+    weights.unlink()
+    return fitted
+
+
+@pytest.fixture
+def convnet(convnet_fit: Fit, folder: Path) -> Path:
+    """The test's own copy of ConvNet's run; lightning_logs is in the current folder."""
+    shutil.copytree(convnet_fit.root, folder, dirs_exist_ok=True)
+    return RUN
+
+
+@pytest.fixture
+def resnet(resnet_fit: Fit, folder: Path) -> Path:
+    shutil.copytree(resnet_fit.root, folder, dirs_exist_ok=True)
+    return Path(os.path.dirname(RUN.parent), "ResNet18-digits", "version_0")

@@ -1,0 +1,55 @@
+"""Commands run in this process: what the tests of commands/ share."""
+
+import io
+import re
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_lightning.commands.cli import run
+
+DIGITS = ("--data.source", "digits", "--pictures", "false")
+SHORT = (*DIGITS, "--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2")
+RUN = Path("lightning_logs", "ConvNet-digits", "version_0")
+
+
+def command(*args: object) -> str:
+    """Runs a command, which has to succeed; returns what it printed."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert run([str(arg) for arg in args]) == 0
+    return out.getvalue()
+
+
+def refused(*args: object) -> str:
+    """Runs a command that must end in exit code 2 and three lines, and leave nothing; returns them in one line."""
+    before = files(Path()) | folders()
+    with redirect_stderr(io.StringIO()) as error:
+        code = run([str(arg) for arg in args])
+    message = re.sub("^Downloading .*\n", "", error.getvalue(), flags=re.M)
+    assert (code, message.count("\n")) == (2, 3), message
+    assert re.match("error: expected .*\n       got .*\n", message) and "Error" not in message, message
+    assert files(Path()) | folders() == before
+    return " ".join(message.split())
+
+
+def accuracy(output: str) -> str:
+    return re.search(r"accuracy\s+(\S+) %", output)[1]
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def folders() -> set[str]:
+    """Of runs, even empty ones."""
+    return {str(path) for path in Path().rglob("lightning_logs/**") if path.is_dir()}
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def last(run_folder: Path = RUN) -> dict[str, Any]:
+    return loaded(run_folder / "checkpoints" / "last.ckpt")

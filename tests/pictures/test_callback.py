@@ -1,0 +1,242 @@
+"""Pictures with a plain Trainer: other people's data and models, other loggers, and what can't be drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader, TensorDataset
+
+from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.finetuning.features import FeatureCache
+from mnist_lightning.pictures.callback import Pictures
+from mnist_lightning.pictures.figures import thumbnails
+from mnist_lightning.resnet import ResNet18
+
+LETTERS = [chr(ord("a") + label) for label in range(26)]
+ANSWERS = {"confusion matrix", "accuracy by class", "mistakes"}
+
+
+class Letters(LightningDataModule):
+    """60 images of 26 classes, as ToTensor and Normalize give them: floats (3, 40, 40)."""
+
+    def __init__(self, size: tuple[int, ...] = (3, 40, 40), class_names: list[str] | None = LETTERS) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        images, labels = torch.randn(60, *size, generator=generator), torch.arange(60) % 26
+        self.data = TensorDataset(images, labels)
+        if class_names:
+            self.class_names = class_names
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.data, batch_size=8)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class Plain(LightningModule):
+    """Somebody's own model."""
+
+    def __init__(self, layers: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layers = layers or nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(324, 26))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+    def training_step(self, batch: Any) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self(batch[0])
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> SGD:
+        return SGD(self.parameters(), lr=0.01)
+
+
+def trainer(folder: Path, *callbacks: Any, **settings: Any) -> Trainer:
+    board = TensorBoardLogger(folder, name="", version="run")
+    defaults = {"logger": [CSVLogger(folder / "csv"), board], "max_epochs": 1, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(callbacks=list(callbacks), default_root_dir=folder, **{**quiet, **defaults, **settings})
+
+
+def tags(folder: Path) -> set[str]:
+    """What TensorBoard would show under pictures/."""
+    events = EventAccumulator(str(folder / "run"))
+    events.Reload()
+    return {tag.removeprefix("pictures/") for tag in events.Tags()["images"]}
+
+
+def test_letters_are_drawn_by_name_into_the_tensorboard_logger_of_a_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, data, model = Pictures(), Letters(), Plain()
+    runner = trainer(tmp_path, pictures)
+    runner.fit(model, data)
+    assert capsys.readouterr().out == "Pictures: no feature maps: Plain isn't a DigitClassifier\n"
+    runner.test(model, data, verbose=False)
+    wanted = {f"{part}/{name}" for part in ("val", "test") for name in ANSWERS}
+    assert tags(tmp_path) == wanted | {"training images", "first convolution"}
+    assert pictures.answers["test"].names == LETTERS
+    with torch.no_grad():
+        right = int((model(data.data.tensors[0]).argmax(1) == data.data.tensors[1]).sum())
+    assert pictures.answers["test"].counts.diagonal().sum() == right
+    assert len(pictures.answers["test"].mistakes) == 25
+    metadata = next(tmp_path.rglob("metadata.tsv")).read_text().split()
+    assert metadata == [LETTERS[label % 26] for label in range(60)]
+    with Image.open(next(tmp_path.rglob("sprite.png"))) as sprite:
+        assert sprite.size == (8 * 40, 8 * 40)  # 60 images in a square
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_left_out_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Silent(Plain):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("test/loss", F.cross_entropy(self(batch[0]), batch[1]))
+
+    pictures, data, model = Pictures(), Letters(size=(7,)), Silent(nn.Linear(7, 26))
+    runner = trainer(tmp_path, pictures, max_epochs=2)
+    runner.fit(model, data)
+    runner.test(model, data, verbose=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "Pictures: no first convolution: the model has no Conv2d",
+        "Pictures: no training images: the batches hold no images of one or three channels",
+        "Pictures: no mistakes: the batches hold no images of one or three channels",
+        "Pictures: no confusion matrix: test_step returns no logits",
+    ]
+    assert tags(tmp_path) == {"val/confusion matrix", "val/accuracy by class"}
+    assert set(pictures.answers) == {"val"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "reason"),
+    [
+        (torch.zeros(60, 1), torch.rand(60, 1), "the batches hold no class numbers"),
+        (torch.zeros(60), torch.arange(60), "test_step returns no logits"),
+        ({"loss": torch.zeros(())}, torch.arange(60), "test_step returns no logits"),
+        (torch.zeros(60, 3), torch.arange(60), "there are labels beyond the 3 classes of test_step"),
+        (torch.zeros(60, 3), torch.full((60,), -100), "there are labels beyond the 3 classes of test_step"),
+        (torch.zeros(60, 3), None, "the batches hold no class numbers"),
+    ],
+)
+def test_step_that_answers_something_else_is_no_failure(
+    outputs: Any, labels: Tensor | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Other(Plain):
+        def test_step(self, batch: Any, batch_idx: int) -> Any:
+            return outputs
+
+    tensors = [torch.rand(60, 3, 40, 40), *([] if labels is None else [labels])]
+    pictures = Pictures()
+    trainer(tmp_path, pictures).test(Other(), DataLoader(TensorDataset(*tensors), batch_size=60), verbose=False)
+    assert capsys.readouterr().out == f"Pictures: no confusion matrix: {reason}\n"
+    assert not pictures.answers and tags(tmp_path) == set()
+
+
+def test_exception_while_drawing_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Broken(ConvNet):
+        def stages(self) -> dict[str, nn.Module]:
+            raise RuntimeError("my stages\nare broken")
+
+    pictures, data, model = Pictures(), MNISTDataModule(source="digits"), Broken()
+    runner = trainer(tmp_path, pictures, limit_train_batches=2)
+    runner.fit(model, data)
+    assert runner.global_step == 2
+    assert capsys.readouterr().out.splitlines() == ["Pictures: no feature maps: my stages"]
+    assert {"training images", "first convolution", "val/mistakes"} < tags(tmp_path)
+    (tmp_path / "file").touch()
+    assert not pictures.report(tmp_path / "file" / "report.png", [])
+    assert "Pictures: no report.png: " in capsys.readouterr().out
+
+
+def test_second_test_takes_the_place_of_the_first_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, model = Letters(), Plain()
+    trainer(tmp_path, Pictures(step=7)).test(model, data, verbose=False)
+    data.data.tensors[1].fill_(3)
+    for _ in range(2):
+        trainer(tmp_path, Pictures(step=7)).test(model, data, verbose=False)
+    assert capsys.readouterr().out == ""
+    (metadata,) = tmp_path.rglob("metadata.tsv")
+    assert set(metadata.read_text().split()) == {"d"}
+    assert metadata.parts[-3] == "00007"
+
+
+def test_model_is_left_without_hooks_after_a_test(tmp_path: Path) -> None:
+    class Failing(Plain):
+        def test_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 2:
+                raise ZeroDivisionError
+            return super().test_step(batch, batch_idx)
+
+    model, failing = Plain(), Failing()
+    trainer(tmp_path, Pictures()).test(model, Letters(), verbose=False)
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, Pictures()).test(failing, Letters(), verbose=False)
+    assert not model.layers[-1]._forward_pre_hooks and not failing.layers[-1]._forward_pre_hooks
+
+
+def test_sanity_check_before_a_fit_is_not_drawn(tmp_path: Path) -> None:
+    pictures = Pictures()
+    trainer(tmp_path, pictures, num_sanity_val_steps=2, check_val_every_n_epoch=2).fit(Plain(), Letters())
+    assert not pictures.answers and tags(tmp_path) == {"training images", "first convolution"}
+
+
+def test_last_validation_of_a_fit_is_what_is_drawn(tmp_path: Path) -> None:
+    pictures = Pictures()
+    trainer(tmp_path, pictures, max_epochs=3).fit(Plain(), Letters())
+    assert pictures.answers["val"].counts.sum() == 60
+
+
+def test_answers_are_there_without_tensorboard(tmp_path: Path) -> None:
+    pictures, data, model = Pictures(), Letters(class_names=None), Plain()
+    runner = trainer(tmp_path, pictures, logger=False)
+    runner.fit(model, data)
+    runner.test(model, data, verbose=False)
+    assert pictures.answers["test"].counts.sum() == 60
+    assert pictures.answers["test"].names == [str(label) for label in range(26)]
+    assert not list(tmp_path.rglob("events*"))
+    assert pictures.report(tmp_path / "report.png", []) and (tmp_path / "report.png").is_file()
+
+
+def test_first_of_several_dataloaders_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Several(Plain):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return self(batch[0])
+
+    pictures, data = Pictures(), Letters()
+    loaders = [data.test_dataloader(), data.test_dataloader()]
+    trainer(tmp_path, pictures).test(Several(), loaders, verbose=False)
+    assert pictures.answers["test"].counts.sum() == 60
+    line = "Pictures: no answers of test dataloader 1: only those of the first are drawn\n"
+    assert capsys.readouterr().out == line
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
+def test_mistakes_on_cached_features_show_the_images_that_they_were_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pictures, data = Pictures(), MNISTDataModule(source="digits", train_size=100)
+    model = ResNet18(weights="none", image_size=28)
+    runner = trainer(tmp_path, FeatureCache(), pictures)
+    runner.fit(model, data)
+    runner.test(model, data, verbose=False)
+    for part, images in (("val", data.val_set), ("test", data.test_set)):
+        of_label = {int(label): thumbnails(images.images[images.labels == label]) for label in range(10)}
+        for mistake in pictures.answers[part].mistakes:
+            assert any(torch.equal(mistake.image, image) for image in of_label[mistake.label])
+    assert len(pictures.answers["test"].mistakes) == 25
+    assert {"training images", "feature maps/0 stem", "test/mistakes"} < tags(tmp_path)
