@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, models, transforms
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import MNISTDataModule, split
-from mnist_lightning.sources import Digits, Split
+from mnist_lightning.data import Images, MNISTDataModule, split
 
 
 def tutorial_convnet(data_dir: str, steps: int | None = None) -> Iterator[tuple[float, float]]:
@@ -106,11 +105,11 @@ def bare_head(images: int, epochs: int) -> Iterator[float]:
     Yields:
         seconds of that many epochs and their validations.
     """
-    data = MNISTDataModule()
-    labels = torch.randint(10, (images,))
-    data.digits = data.features = Digits(Split(torch.randn(images, 512), labels), Split(labels, labels))
-    train, val = split(images, 5000, 0)
-    data.indices = {"train": train, "val": val}
+    features, labels = torch.randn(images, 512), torch.randint(10, (images,))
+    chosen, kept = split(images, 1 / 12, 0)
+    data = MNISTDataModule(batch_size=64)
+    data.seed = 0
+    data.train_set, data.val_set = Images(features[chosen], labels[chosen]), Images(features[kept], labels[kept])
     while True:
         head = nn.Linear(512, 10)
         optimizer = torch.optim.SGD(head.parameters(), lr=0.001, momentum=0.9)

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import gflops, machine, spread, table
 from mnist_lightning.commands.cli import CLI
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.finetuning.features import cache_folder, extract
+from mnist_lightning.finetuning.features import extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Digits, Split
 
@@ -45,11 +45,11 @@ class FirstImages(MNISTDataModule):
     """
 
     def __init__(self, images: PositiveInt = 10000, data_dir: str = "data") -> None:  # type: ignore[valid-type]
-        super().__init__(source="mnist", data_dir=data_dir)
+        super().__init__(source="mnist", data_dir=data_dir, val_size=1 / 12)
         self.images = images
 
-    def _load(self) -> Digits:
-        whole = super()._load()
+    def load(self) -> Digits:
+        whole = super().load()
         return Digits(*(Split(part.images[: self.images], part.labels[: self.images]) for part in whole))
 
 
@@ -76,16 +76,11 @@ class FirstStep(Callback):
 
 def fit(*args: str) -> tuple[float, float]:
     """(seconds of training, test accuracy in %) of one `fit` as shipped, progress bar included."""
-    watch = Stopwatch()
-
-    class Timed(CLI):
-        def before_fit(self) -> None:
-            super().before_fit()
-            self.trainer.callbacks.insert(0, watch)
-
     with tempfile.TemporaryDirectory() as root, open(os.devnull, "w") as null:
         with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-            cli = Timed(["fit", "--trainer.default_root_dir", root, "--trainer.enable_progress_bar", "true", *args])
+            options = ["--trainer.default_root_dir", root, "--trainer.enable_progress_bar", "true"]
+            cli = CLI(["fit", *options, *args, f"--trainer.callbacks+={Stopwatch.__module__}.Stopwatch"])
+    (watch,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Stopwatch))
     return watch.seconds, 100 * float(cli.trainer.callback_metrics["test/acc"])
 
 
@@ -120,19 +115,17 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
 
 
 def convnet(options: argparse.Namespace) -> None:
-    """One epoch of the default recipe, five ways in turn, and the peak memory of them."""
+    """One epoch of the default recipe, four ways in turn, and the peak memory of them."""
     steps = 20 if options.quick else None
     args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1"]
     args += ["--trainer.limit_train_batches", "20"] if options.quick else []
     fit = f"from benchmarks.speed import fits\nfor value in fits(*{args!r}):"
-    own = "from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop\nfrom mnist_lightning import cli"
     loops = {
         "the tutorial's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
         "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
         "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
         f"{steps}):",
         "`fit`": fit,
-        "`fit` with Lightning's own loop": f"{own}\ncli.StepLoop = _TrainingEpochLoop\n{fit}",
     }
     ways = {name: elsewhere(loop) for name, loop in loops.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -252,10 +245,10 @@ def backbone(options: argparse.Namespace) -> None:
         model = ResNet18(weights=options.weights, image_size=size)
         model.load_pretrained()
         with FlopCounterMode(display=False) as counter:
-            model.features(data.digits.train.images[:1])
+            model.backbone(model.prepare(data.train_set.images[:1]))
         flops = counter.get_total_flops()
         count = 256 if options.quick else max(256, int(6000 * (28 / size) ** 2))
-        images = data.digits.train.images[:count]
+        images = data.train_set.images[:count]
         extract(model, images[:64])
         rates, shares = [], []
         for _ in range(options.rounds):
@@ -282,7 +275,7 @@ def resnet18(options: argparse.Namespace) -> None:
         seconds: dict[str, list[float]] = {"first `fit`": [], "second `fit`": [], "a bare loop over kept features": []}
         for _ in range(options.rounds):
             epochs.append(next(tutorial) - sum(epochs))
-            shutil.rmtree(cache_folder(), ignore_errors=True)
+            shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
             for name, values in seconds.items():
                 values.append(fit(*frozen(options, size, images, 5))[0] if "`fit`" in name else next(bare))
         tutorial.close()
@@ -315,7 +308,7 @@ def growth(options: argparse.Namespace) -> None:
     for axis, settings in axes.items():
         points[axis] = []
         for size, images, epochs in settings:
-            shutil.rmtree(cache_folder(), ignore_errors=True)
+            shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
             first, second = (fit(*frozen(options, size, images, epochs))[0] for _ in range(2))
             value = {"image size": size, "images": images, "epochs": epochs}[axis]
             points[axis].append([value, first, second])

@@ -1,8 +1,8 @@
 """MNISTDataModule: MNIST's images in memory, split, augmented and handed out in batches.
 
-B = batch size, N = images of a data set. A batch is (images, labels): uint8 (B, 1, 28, 28), 0 = background, 255 = stroke,
-and int64 (B,). The model normalises and resizes them, so that training, validation, photos and export all see the same
-pixels.
+B = batch size, N = images of a data set. A batch is (images, labels): uint8 (B, 1, 28, 28), 0 = background, 255 =
+stroke, and int64 (B,). The model normalises and resizes them, so that training, validation, photos and export all see
+the same pixels.
 """
 
 import itertools
@@ -190,8 +190,7 @@ class Images(Dataset):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that takes `Images` by the batch and knows its place in the epoch: a run that was killed goes on with
-    the next batch.
+    """A DataLoader of `Images` that knows its place in the epoch: a run that was killed goes on with the next batch.
 
     Lightning keeps the state of a training loader that has `state_dict` and `load_state_dict` in its checkpoints. On
     resuming it calls `load_state_dict`, `iter()` and the sampler's `set_epoch`, in that order.

@@ -73,7 +73,7 @@ def settings_of(checkpoint: dict[str, Any], path: Path, resuming: bool) -> dict[
     if not resuming:
         return settings
     trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
-    others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode") if name in kept}
+    others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode", "pictures") if name in kept}
     return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}
 
 

@@ -481,6 +481,8 @@ class CLI(LightningCLI):
         data = self.datamodule
         if not isinstance(data, MNISTDataModule):
             return f"{some}the {kind} images of {type(data).__name__}"
+        if loaders is None:  # --trainer.strategy ddp_spawn: other processes had them
+            data.setup(part)
         count = f"{len(data.test_set if part == 'test' else data.val_set):,} {kind}"
         source = {"mnist": f"MNIST's {count} images", "digits": f"the {count} images of scikit-learn's digits, not MNIST"}
         return some + source.get(data.source, f"the {count} images of {type(data).__name__}")

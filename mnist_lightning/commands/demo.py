@@ -83,7 +83,7 @@ def build(model: DigitClassifier, names: list[str]) -> Any:
     import gradio
 
     # No label: Gradio lays it over the picture's corner.
-    picture = {"show_label": False, "buttons": [], "container": False, "elem_classes": "picture"}
+    picture: dict[str, Any] = {"show_label": False, "buttons": [], "container": False, "elem_classes": "picture"}
     with gradio.Blocks(title="mnist_lightning", analytics_enabled=False) as page:
         gradio.Markdown(f"## Draw a digit: {type(model).__name__} classifies it")
         with gradio.Row():

@@ -41,8 +41,8 @@ def contact_sheet(images: list[Tensor], captions: list[tuple[str, str]]) -> Imag
         x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
         sheet.paste(Image.fromarray(image[0].numpy()).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
         short = [line if len(line) <= LONGEST else f"...{line[3 - LONGEST:]}" for line in lines]
-        # The font has Latin letters; a "?" stands for others.
-        draw.text((x, y + SIDE), "\n".join(short).encode("latin-1", "replace").decode("latin-1"), "black", font)
+        # The font has ASCII's letters; a "?" stands for others.
+        draw.text((x, y + SIDE), "\n".join(short).encode("ascii", "replace").decode(), "black", font)
     return sheet
 
 

@@ -95,7 +95,7 @@ class Photos(LightningDataModule):
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(["file", "predicted", "second", "remark", *(f"p{name}" for name in names)])
-        printed = [("file", "classified as", "confidence", "second guess", "")]
+        printed: list[tuple[str, ...]] = [("file", "classified as", "confidence", "second guess", "")]
         images, captions = [], []
         left = iter(probabilities.tolist())
         for name, image, remark in self.photos:

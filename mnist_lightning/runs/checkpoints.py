@@ -1,5 +1,4 @@
-"""A run's checkpoints: `best`, `last`, and `exception` where a fit failed. Written whole, read without running anything.
-"""
+"""A run's checkpoints: `best`, `last`, `exception` where a fit failed: written whole, read without running anything."""
 
 import importlib
 import io
@@ -103,9 +102,9 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """`last`: saved at each epoch's end, once a minute, and where a fit ends or is stopped in mid-epoch.
 
-    SIGTERM and Ctrl-C end a fit between two batches, with that checkpoint; a second Ctrl-C ends it at once. (Lightning's
-    own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.) An exception
-    leaves exception.ckpt, which nothing overwrites.
+    SIGTERM and Ctrl-C end a fit between two batches, with that checkpoint; a second Ctrl-C ends it at once.
+    (Lightning's own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.) An
+    exception leaves exception.ckpt, which nothing overwrites.
 
     Args:
         path: the file.
@@ -215,8 +214,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def with_new_names(checkpoint: Any) -> Any:
     """A checkpoint with the state of BestCheckpoint under its name; until version 0.1 it was called RunCheckpoint."""
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get("callbacks"), dict):
-        states = {key.replace("RunCheckpoint", "BestCheckpoint"): value for key, value in checkpoint["callbacks"].items()}
-        checkpoint["callbacks"] = states
+        states = checkpoint["callbacks"].items()
+        checkpoint["callbacks"] = {key.replace("RunCheckpoint", "BestCheckpoint"): state for key, state in states}
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, given back if it stays empty."""
+"""A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, removed if it stays empty."""
 
 import os
 import shutil

@@ -105,10 +105,12 @@ def read_metrics(path: Path) -> list[dict[str, float]] | None:
     try:
         with path.open(newline="") as file:
             table = csv.DictReader(file)
-            if not table.fieldnames or table.fieldnames[0] != "step":
-                return None
-            return [{k: float(v) for k, v in row.items() if k and v} for row in table if row["step"]]
+            rows = list(table)
+        whole = all(row["step"] and None not in row for row in rows)  # None: the name of what is too much in a row
+        if (table.fieldnames or [])[:2] != ["step", "epoch"] or not whole:
+            return None
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -17,8 +17,8 @@ from mnist_lightning.runs.classes import named_classes
 class RunState(Callback):
     """Keeps in each checkpoint the states of all random generators, the settings, and what the classes are called.
 
-    A run that is resumed draws the same random numbers as one that nothing interrupted, dropout's for example. Weights or
-    a loss that aren't finite end the fit before they overwrite a good checkpoint.
+    A run that is resumed draws the same random numbers as one that nothing interrupted, dropout's for example. Weights
+    or a loss that aren't finite end the fit before they overwrite a good checkpoint.
 
     Args:
         settings: of model and data, as plain values: {"model": {"class_path": ..., "init_args": ...}, "data": ...}.

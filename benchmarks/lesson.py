@@ -1,0 +1,192 @@
+"""The lesson's outputs, figures, line numbers and notebooks, made from its two pages.
+
+python -m benchmarks.lesson run                    run the digits' listings and commands: outputs and figures
+python -m benchmarks.lesson run --mnist DATA_DIR   run the listings on MNIST: its outputs, and the figure of the digits
+python -m benchmarks.lesson links                  the line numbers of the links into the package
+python -m benchmarks.lesson notebooks              docs/tutorial*.ipynb
+
+A page's fenced blocks: `python` is run in order in one namespace; `py` is an exercise's solution and is run in a copy
+of it; `text` after either is what was printed, to the last digit; `text trained` depends on training, so its decimals
+agree within TOLERANCE; `text mnist` is MNIST's output; `console` holds commands after "$ " and what they print.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs/tutorial.md", ROOT / "docs/tutorial.zh-CN.md")
+TOLERANCE = (0.05, 0.03)  # of decimals that depend on training: absolute, and as a share of the page's number
+
+FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([\w/]+\.py)#L(\d+)\)")
+
+
+class Block(NamedTuple):
+    language: str
+    kind: str  # the second word of the fence: trained, mnist or nothing
+    content: str
+    span: tuple[int, int]  # of the content in the page
+
+
+def blocks(page: str) -> list[Block]:
+    return [Block(m[1], m[2] or "", m[3], m.span(3)) for m in FENCE.finditer(page)]
+
+
+def sections(page: str) -> list[str]:
+    """The page cut before each heading of the second level; the first part is the introduction."""
+    return re.split(r"^(?=## )", page, flags=re.MULTILINE)
+
+
+class Lesson:
+    """Runs listings as a reader does: one after the other, in one namespace, in one folder."""
+
+    def __init__(self, folder: Path, source: str = "digits") -> None:
+        self.folder, self.source = folder, source
+        self.names: dict[str, Any] = {"__name__": "lesson"}
+
+    def run(self, block: Block) -> str:
+        import matplotlib.pyplot as plt
+
+        code = block.content.replace('SOURCE = "digits"', f'SOURCE = "{self.source}"')
+        names = self.names if block.language == "python" else dict(self.names)
+        here = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(code, "listing", "exec"), names)
+        finally:
+            os.chdir(here)
+            plt.close("all")
+        return out.getvalue()
+
+    def command(self, line: str) -> str:
+        """What `python -m mnist_lightning ...` prints."""
+        words = [sys.executable, "-W", "ignore", *line.split()[1:]]
+        cache = str(self.folder / "cache")
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
+        ended = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True)
+        if ended.returncode:
+            raise RuntimeError(f"{line}\n{ended.stdout}{ended.stderr}")
+        return ended.stdout.replace(cache, "~/.cache")
+
+
+def numbers_agree(printed: str, page: str, trained: bool) -> bool:
+    if "." not in page or not trained:
+        unit = 10.0 ** -len(page.partition(".")[2]) if "." in page and "e" not in page else 0.0
+        return abs(float(printed.replace(",", "")) - float(page.replace(",", ""))) <= 1.01 * unit
+    absolute, share = TOLERANCE
+    return abs(float(printed.replace(",", "")) - float(page.replace(",", ""))) <= absolute + share * abs(float(page))
+
+
+def agree(printed: str, page: str, trained: bool) -> bool:
+    """Whether the texts are equal, spaces apart, and the numbers agree."""
+    if [text.split() for text in NUMBER.split(printed)] != [text.split() for text in NUMBER.split(page)]:
+        return False
+    pairs = zip(NUMBER.findall(printed), NUMBER.findall(page), strict=True)
+    return all(numbers_agree(mine, theirs, trained) for mine, theirs in pairs)
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """(command, what the page says it prints) of a console block."""
+    parts = re.split(r"^\$ (.*)\n", block.content, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def is_ours(command: str) -> bool:
+    return command.startswith("python -m mnist_lightning ")
+
+
+def new_outputs(lesson: Lesson) -> list[str | None]:
+    """What each block of the English page should hold now; None where it stays as it is."""
+    found: list[str | None] = []
+    printed = ""
+    for block in blocks(PAGES[0].read_text()):
+        content = None
+        if block.language in ("python", "py"):
+            printed = lesson.run(block)
+        elif block.language == "text" and (block.kind == "mnist") == (lesson.source == "mnist"):
+            content = printed
+        elif block.language == "console" and lesson.source == "digits":
+            pairs = [(line, lesson.command(line) if is_ours(line) else text) for line, text in commands(block)]
+            content = "".join(f"$ {line}\n{text}" for line, text in pairs)
+        found.append(content)
+    return found
+
+
+def write_outputs(page: Path, contents: list[str | None]) -> None:
+    text = page.read_text()
+    for block, content in reversed(list(zip(blocks(text), contents, strict=True))):
+        if content is not None:
+            start, end = block.span
+            text = text[:start] + content + text[end:]
+    page.write_text(text)
+
+
+def run(mnist: str | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        if mnist:
+            shutil.copytree(mnist, Path(folder, "data"))
+        lesson = Lesson(Path(folder), "mnist" if mnist else "digits")
+        contents = new_outputs(lesson)
+        for page in PAGES:
+            write_outputs(page, contents)
+        # The figure of the digits has a row of MNIST's; all others show what a reader without a network gets.
+        for figure in sorted(Path(folder).glob("tutorial-*.png")):
+            if (figure.name == "tutorial-digits.png") == (mnist is not None):
+                shutil.copy(figure, ROOT / "docs/images")
+
+
+def link_lines() -> None:
+    """Writes into both pages the line on which each linked piece of code stands now."""
+    for page in PAGES:
+
+        def found(match: re.Match[str]) -> str:
+            code, file, _ = match.groups()
+            lines = [n for n, line in enumerate((ROOT / file).read_text().splitlines(), 1) if code in line]
+            if len(lines) != 1:
+                raise SystemExit(f"{page.name}: `{code}` stands on the lines {lines} of {file}, not on one")
+            return f"[`{code}`](../{file}#L{lines[0]})"
+
+        page.write_text(LINK.sub(found, page.read_text()))
+
+
+def notebook(page: Path) -> str:
+    """The notebook of a page as JSON, without outputs; cells are numbered, so that the same page gives the same file."""
+    import jupytext
+
+    cells = jupytext.reads(page.read_text(), fmt="md")
+    cells.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(cells.cells):
+        cell["id"] = f"cell-{number}"
+    return jupytext.writes(cells, fmt="ipynb") + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "links", "notebooks"])
+    parser.add_argument("--mnist", metavar="DATA_DIR", help="folder that holds MNIST/raw")
+    args = parser.parse_args()
+    if args.what == "run":
+        run(args.mnist)
+    elif args.what == "links":
+        link_lines()
+    else:
+        for page in PAGES:
+            page.with_suffix(".ipynb").write_text(notebook(page))
+
+
+if __name__ == "__main__":
+    main()
