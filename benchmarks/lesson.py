@@ -1,7 +1,7 @@
 """The lesson's outputs, figures, line numbers and notebooks, made from its two pages.
 
 python -m benchmarks.lesson run                    run the digits' listings and commands: outputs and figures
-python -m benchmarks.lesson run --mnist DATA_DIR   run the listings on MNIST: its outputs, and the figure of the digits
+python -m benchmarks.lesson run --mnist DATA_DIR   run the listings on MNIST: its outputs, and two figures
 python -m benchmarks.lesson links                  the line numbers of the links into the package
 python -m benchmarks.lesson notebooks              docs/tutorial*.ipynb
 
@@ -140,9 +140,10 @@ def run(mnist: str | None) -> None:
         contents = new_outputs(lesson)
         for page in PAGES:
             write_outputs(page, contents)
-        # The figure of the digits has a row of MNIST's; all others show what a reader without a network gets.
+        # Most figures show what a reader without a network gets.
+        with_mnist = ("tutorial-digits.png", "tutorial-transfer-mnist.png")
         for figure in sorted(Path(folder).glob("tutorial-*.png")):
-            if (figure.name == "tutorial-digits.png") == (mnist is not None):
+            if (figure.name in with_mnist) == (mnist is not None):
                 shutil.copy(figure, ROOT / "docs/images")
 
 

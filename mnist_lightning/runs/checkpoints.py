@@ -103,8 +103,8 @@ class LastCheckpoint(Checkpoint):
     """`last`: saved at each epoch's end, once a minute, and where a fit ends or is stopped in mid-epoch.
 
     SIGTERM and Ctrl-C end a fit between two batches, with that checkpoint; a second Ctrl-C ends it at once.
-    (Lightning's own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.) An
-    exception leaves exception.ckpt, which nothing overwrites.
+    (Lightning's own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.)
+    An exception leaves exception.ckpt, which nothing overwrites.
 
     Args:
         path: the file.

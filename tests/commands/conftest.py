@@ -2,31 +2,12 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from running import RUN, SHORT, command
+from running import RUN, SHORT, Fit, enter, fit
 from torchvision.models import resnet18
-
-
-class Fit(NamedTuple):
-    root: Path  # holds lightning_logs
-    out: str
-
-
-def enter(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(folder)
-    patch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
-    patch.setenv("XDG_CACHE_HOME", str(cache))
-
-
-def fit(root: Path, *args: object) -> Fit:
-    with pytest.MonkeyPatch.context() as patch:
-        enter(root, root.with_name(f"{root.name}-cache"), patch)
-        return Fit(root, command("fit", *args))
 
 
 @pytest.fixture
@@ -39,8 +20,8 @@ def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
 @pytest.fixture(scope="session")
 def convnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
     """Two epochs of ConvNet on the digits, 42 steps, with pictures."""
-    settings = ("--data.source", "digits", "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 10)
-    return fit(tmp_path_factory.mktemp("convnet"), *settings)
+    settings = ("--data.source", "digits", "--data.batch_size", 64, "--trainer.max_epochs", 2)
+    return fit(tmp_path_factory.mktemp("convnet"), *settings, "--trainer.log_every_n_steps", 10)
 
 
 @pytest.fixture(scope="session")

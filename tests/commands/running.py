@@ -2,17 +2,27 @@
 
 import io
 import re
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 from mnist_lightning.commands.cli import run
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
-SHORT = (*DIGITS, "--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2")
+SHORT = (
+    *(*DIGITS, "--data.batch_size", "64"),
+    *("--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2"),
+)
 RUN = Path("lightning_logs", "ConvNet-digits", "version_0")
+
+
+class Fit(NamedTuple):
+    root: Path  # holds lightning_logs
+    out: str
 
 
 def command(*args: object) -> str:
@@ -20,6 +30,18 @@ def command(*args: object) -> str:
     with redirect_stdout(io.StringIO()) as out:
         assert run([str(arg) for arg in args]) == 0
     return out.getvalue()
+
+
+def enter(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+def fit(root: Path, *args: object) -> Fit:
+    with pytest.MonkeyPatch.context() as patch:
+        enter(root, root.with_name(f"{root.name}-cache"), patch)
+        return Fit(root, command("fit", *args))
 
 
 def refused(*args: object) -> str:

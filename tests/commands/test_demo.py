@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image, ImageDraw
 
 from mnist_lightning import ConvNet, load_model
@@ -50,9 +50,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.nn.functional.cross_entropy(model(images), torch.tensor([int(digit) for digit in drawn])).backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("taught") / "model.ckpt"
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path, weights_only=True)
+    content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    torch.save({"pytorch-lightning_version": lightning.__version__, **content}, path)
     return path
 
 
@@ -112,18 +111,17 @@ def test_model_of_other_images_is_refused(
 @pytest.fixture
 def page_address(checkpoint: Path) -> Iterator[str]:
     pytest.importorskip("gradio", reason="the extra `demo` isn't installed: pip install '.[demo]'")
-    command = [sys.executable, "-W", "ignore", "-m", "mnist_lightning", "demo", "--ckpt_path", str(checkpoint)]
+    args = ["demo", "--ckpt_path", str(checkpoint), "--browser", "false"]
+    command = [sys.executable, "-W", "ignore", "-m", "mnist_lightning", *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--browser", "false"], stdout=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         said = next(line for line in iter(server.stdout or ()) if "http://" in line)
         yield next(word for word in said.split() if word.startswith("http://"))
         server.terminate()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_digits_drawn_in_a_browser_are_classified(page_address: str) -> None:
+def test_digit_drawn_in_a_browser_is_classified(page_address: str) -> None:
     playwright: Any = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
     assert page_address.startswith("http://127.0.0.1:")
     with playwright.sync_playwright() as p:
@@ -131,21 +129,20 @@ def test_digits_drawn_in_a_browser_are_classified(page_address: str) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        for digit, points in STROKES.items():
-            page.goto(page_address)
-            canvas = page.locator("canvas").first
-            canvas.wait_for()
-            page.wait_for_load_state("networkidle")
-            box = canvas.bounding_box()
-            side = 0.9 * min(box["width"], box["height"])
-            left = box["x"] + (box["width"] - side) / 2
-            top = box["y"] + (box["height"] - side) / 2
-            for i, (x, y) in enumerate(points):
-                page.mouse.move(left + x * side, top + y * side, steps=12)
-                if i == 0:
-                    page.mouse.down()
-            page.mouse.up()
-            playwright.expect(page.locator(".answer")).to_have_text(digit, timeout=60_000)
+        page.goto(page_address)
+        canvas = page.locator("canvas").first
+        canvas.wait_for()
+        page.wait_for_load_state("networkidle")
+        playwright.expect(page.locator(".answer")).to_have_text("?")
+        box = canvas.bounding_box()
+        side = 0.9 * min(box["width"], box["height"])
+        left, top = box["x"] + (box["width"] - side) / 2, box["y"] + (box["height"] - side) / 2
+        for i, (x, y) in enumerate(STROKES["7"]):
+            page.mouse.move(left + x * side, top + y * side, steps=12)
+            if i == 0:
+                page.mouse.down()
+        page.mouse.up()
+        playwright.expect(page.locator(".answer")).to_have_text("7", timeout=60_000)
         pictures = [picture.bounding_box() for picture in page.locator(".picture img").all()]
         assert len(pictures) == 3  # what the network sees, conv1, conv2
         for caption in page.get_by_text(re.compile("Feature maps|network sees")).all():

@@ -1,123 +1,195 @@
-"""The feature cache: exact or off, keyed by what determines the features, whole or made again."""
+"""FeatureCache: exact or off, named after all that determines the features, whole or computed again."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_lightning import features
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.finetuning.features import cache_folder, extract
+from mnist_lightning.errors import UserError
+from mnist_lightning.finetuning import features
+from mnist_lightning.finetuning.features import FeatureCache, cache_folder, extract, file_of, keep
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.sources import Digits, Split
+
+TRAIN, VAL, TEST = 40, 5, 360  # images
 
 
-class FewDigits(MNISTDataModule):
-    """The first 96 training and 32 test images of scikit-learn's digits."""
-
-    def __init__(self) -> None:
-        super().__init__(source="digits", batch_size=16, val_size=15000)
-
-    def _load(self) -> Digits:
-        whole = super()._load()
-        return Digits(*(Split(part.images[:n], part.labels[:n]) for part, n in zip(whole, (96, 32), strict=True)))
+def digits(**settings: Any) -> MNISTDataModule:
+    return MNISTDataModule(source="digits", batch_size=16, train_size=TRAIN, val_size=200, **settings)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images went through the backbone, one entry a batch; not the one that shows a shape."""
-    counts: list[int] = []
-    original = ResNet18.prepare
-
-    def counted(self: ResNet18, images: torch.Tensor) -> torch.Tensor:
-        counts.extend([len(images)] if len(images) > 1 else [])
-        return original(self, images)
-
-    monkeypatch.setattr(ResNet18, "prepare", counted)
-    return counts
-
-
-def fitted(epochs: int = 2, test: bool = False, **arguments: Any) -> ResNet18:
+def resnet(**arguments: Any) -> ResNet18:
     torch.manual_seed(0)
-    model = ResNet18(weights="none", image_size=28, **arguments)
-    data = FewDigits()
-    trainer = Trainer(
-        max_epochs=epochs,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    return ResNet18("none", image_size=28, **arguments)
+
+
+class Fit(NamedTuple):
+    model: ResNet18
+    trainer: Trainer
+    passes: list[int]  # how many images went through the backbone, one entry a batch; not the one that shows a shape
+
+
+def fit(quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, **settings: Any) -> Fit:
+    passes: list[int] = []
+    model = model or resnet()
+    model.backbone.conv1.register_forward_hook(
+        lambda conv1, args, output: passes.extend([len(output)] if len(output) > 1 else [])
     )
-    trainer.fit(model, data)
-    if test:
-        trainer.test(model, data, verbose=False)
-        model.test_accuracy = float(trainer.callback_metrics["test/acc"])  # type: ignore[assignment]
-    assert data.features is None  # another model that uses this datamodule must see images
-    return model
+    trainer = quiet(**{"max_epochs": 1, "callbacks": [*callbacks, FeatureCache()], **settings})
+    trainer.fit(model, digits())
+    return Fit(model, trainer, passes)
 
 
 def files() -> list[Path]:
-    return sorted(cache_folder().glob("*.features"))
+    folder = cache_folder()
+    return sorted(folder.glob("*.features")) if folder else []
 
 
-def test_head_equals_the_one_trained_without_cache(passes: list[int]) -> None:
-    kept, plain = fitted(), fitted(cache_features=False)
-    assert (kept.head.weight - plain.head.weight).abs().max() < 1e-5
-    assert (kept.head.bias - plain.head.bias).abs().max() < 1e-5
+def assert_close(found: ResNet18, expected: ResNet18) -> None:
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_first_fit_passes_each_image_once_and_a_second_none(passes: list[int]) -> None:
-    first = fitted(epochs=3, test=True)
-    assert sum(passes) == 96 + 32  # training and validation images, then the test's
-    second = fitted(epochs=3, test=True)
-    assert sum(passes) == 96 + 32
-    assert torch.equal(first.head.weight, second.head.weight)
-    assert first.test_accuracy == second.test_accuracy
+# ---- Exact
 
 
-def test_final_test_on_features_gives_the_accuracy_on_images() -> None:
-    assert fitted(test=True).test_accuracy == fitted(test=True, cache_features=False).test_accuracy
+@pytest.fixture(scope="module")
+def fits(quiet: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fit]]:
+    """Three epochs and a test: without the cache, with it, and with what that has kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        fits = {}
+        for name in ("plain", "first", "second"):
+            fits[name] = fit(quiet, model=resnet(cache_features=name != "plain"), max_epochs=3)
+            fits[name].trainer.test(fits[name].model, digits(), verbose=False)
+    yield fits
 
 
-def test_turned_off_by_hand_keeps_nothing_and_says_so(passes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
-    fitted(epochs=2, cache_features=False)
-    assert "--model.cache_features is false" in capsys.readouterr().out
-    assert sum(passes) == 2 * 96 and not files()
+def test_head_equals_the_one_trained_without_the_cache(fits: dict[str, Fit]) -> None:
+    assert_close(fits["first"].model, fits["plain"].model)
+    assert torch.equal(fits["second"].model.head.weight, fits["first"].model.head.weight)
 
 
-def test_unfrozen_layer_turns_it_off_and_says_so(passes: list[int], capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    model = ResNet18(weights="none", image_size=28)
-    model.backbone.layer4.requires_grad_(True)
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **silent).fit(model, FewDigits())
-    assert "some of them are trained" in capsys.readouterr().out
+def test_metrics_equal_those_without_the_cache(fits: dict[str, Fit]) -> None:
+    expected = {name: pytest.approx(float(value)) for name, value in fits["plain"].trainer.callback_metrics.items()}
+    for name in ("first", "second"):
+        assert {key: float(value) for key, value in fits[name].trainer.callback_metrics.items()} == expected
+
+
+def test_first_fit_passes_each_image_once_and_a_second_none(fits: dict[str, Fit]) -> None:
+    assert sum(fits["plain"].passes) == 3 * (TRAIN + VAL) + TEST
+    assert sum(fits["first"].passes) == TRAIN + VAL + TEST
+    assert sum(fits["second"].passes) == 0
+
+
+def test_mixed_precision_is_exact_too(quiet: Callable) -> None:
+    cached = fit(quiet, precision="bf16-mixed", max_epochs=2)
+    plain = fit(quiet, model=resnet(cache_features=False), precision="bf16-mixed", max_epochs=2)
+    assert sum(cached.passes) == TRAIN + VAL
+    assert_close(cached.model, plain.model)
+
+
+@pytest.mark.parametrize("trainable_layers", [0, 2])
+def test_extract_equals_the_frozen_layers_image_by_image(trainable_layers: int) -> None:
+    model = ResNet18("none", image_size=64, trainable_layers=trainable_layers)
+    model.load_pretrained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randint(256, (260, 1, 28, 28), dtype=torch.uint8)  # more than one batch
+    found = extract(model, images)
+    for number in (0, 100, 259):
+        expected = model.prepare(images[number : number + 1])
+        for layer in model.layers[: model.frozen]:
+            expected = layer(expected)
+        torch.testing.assert_close(found[number : number + 1], expected.detach(), atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_datamodule_gives_images_again_after_a_fit_and_a_failed_one(quiet: Callable) -> None:
+    data = digits()
+
+    class Fails(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            raise RuntimeError("stopped by a test")
+
+    quiet(max_epochs=1, callbacks=[FeatureCache()]).fit(resnet(), data)
+    assert all(isinstance(images, Tensor) for images, _ in [*data.train_dataloader(), *data.val_dataloader()])
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        quiet(max_epochs=1, callbacks=[FeatureCache(), Fails()]).fit(resnet(), data)
+    assert all(isinstance(images, Tensor) for images, _ in [*data.train_dataloader(), *data.val_dataloader()])
+
+
+def test_trainer_tests_a_dataloader_after_a_fit_on_features(quiet: Callable) -> None:
+    done = fit(quiet)
+    data = digits()
+    data.setup("test")
+    (by_loader,) = done.trainer.test(done.model, data.test_dataloader(), verbose=False)
+    (by_datamodule,) = done.trainer.test(done.model, data, verbose=False)
+    assert by_loader == pytest.approx(by_datamodule, rel=1e-5)
+
+
+# ---- Or off
+
+
+OFF = {
+    "--model.cache_features is false": ({"cache_features": False}, {}),
+    "no layer is frozen": ({"trainable_layers": 5}, {}),
+    "the model is in torch.bfloat16": ({}, {"precision": "bf16-true"}),
+    "the model is in torch.float64": ({}, {"precision": "64-true"}),
+}
+
+
+@pytest.mark.parametrize("reason", OFF)
+def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(
+    reason: str, quiet: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, settings = OFF[reason]
+    done = fit(quiet, model=resnet(**arguments), **settings, max_epochs=2)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Features" in line)
+    assert line.startswith("Features of the frozen layers are not cached: ") and reason in line
+    assert sum(done.passes) == 2 * (TRAIN + VAL)
+    assert done.trainer.global_step == 6
     assert not files()
 
 
-def test_place_and_size_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    fitted()
+def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits_into_memory(
+    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.arange(2)))
+    for data in ((digits(augment=1),), (loader, loader)):
+        quiet(max_epochs=1, limit_train_batches=1, callbacks=[FeatureCache()]).fit(resnet(), *data)
+    monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
+    fit(quiet)
     out = capsys.readouterr().out
-    assert f"Features kept in {cache_folder()}" in out and "delete that folder at any time" in out
+    assert "not cached: --data.augment changes the images at each step" in out
+    assert "not cached: the images don't come from MNISTDataModule" in out
+    assert "not cached: they would take 0.0 GB" in out
+    assert not files()
 
 
-@pytest.mark.parametrize("changed", ["weight", "statistic", "pixel", "image size", "precision", "layout"])
+# ---- Kept on disk
+
+
+def test_place_and_size_are_told_when_kept_and_when_read(quiet: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(quiet)
+    assert f"Features kept in {cache_folder()} (0 MB); delete that folder at any time.\n" in capsys.readouterr().out
+    fit(quiet)
+    assert f"Features of {TRAIN} images read from {cache_folder()}.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", ["weight", "statistic", "pixel", "image size", "precision", "depth", "format"])
 def test_name_changes_with_all_that_determines_the_features(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = ResNet18(weights="none", image_size=28)
+    model, precision = resnet(), "32-true"
     images = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8)
-    before, precision = features._name(model, images, "32-true"), "32-true"
-    assert features._name(model, images, precision) == before
+    before = file_of(model, images, precision)
+    assert file_of(model, images, precision) == before
     if changed == "weight":
         model.backbone.layer3[0].conv1.weight.data[0, 0, 0, 0] += 1e-3
     elif changed == "statistic":
@@ -128,61 +200,99 @@ def test_name_changes_with_all_that_determines_the_features(changed: str, monkey
         model.image_size = 29
     elif changed == "precision":
         precision = "bf16-mixed"
+    elif changed == "depth":
+        model.train_layers(1)
     else:
-        monkeypatch.setattr(features, "LAYOUT", features.LAYOUT + 1)
-    assert features._name(model, images, precision) != before
+        monkeypatch.setattr(features, "FORMAT", features.FORMAT + 1)
+    assert file_of(model, images, precision) != before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "a bit flipped", "of another size"])
-def test_damaged_file_is_noticed_and_made_again(damage: str, passes: list[int]) -> None:
-    first = fitted()
-    (path,) = files()
+@pytest.mark.parametrize("damage", ["truncated", "empty", "a bit flipped", "of other images", "something else"])
+def test_damaged_file_is_noticed_and_computed_again(damage: str, quiet: Callable) -> None:
+    first = fit(quiet)
+    path = max(files(), key=lambda path: path.stat().st_size)  # the training images' features
     whole = path.read_bytes()
-    content = bytearray(whole)
-    if damage == "a bit flipped":
-        content[len(content) // 2] ^= 4
-    path.write_bytes({"truncated": whole[:-100], "empty": b"", "of another size": whole + b"x"}.get(damage, content))
-    second = fitted()
-    assert sum(passes) == 2 * 96
+    if damage in ("of other images", "something else"):
+        torch.save(torch.zeros(3, 512) if damage == "of other images" else {"weights": 1}, path)
+    elif damage == "a bit flipped":
+        middle = len(whole) // 2
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    else:
+        path.write_bytes(whole[:-100] if damage == "truncated" else b"")
+    second = fit(quiet)
+    assert sum(second.passes) == TRAIN
     assert path.read_bytes() == whole
-    assert torch.equal(first.head.weight, second.head.weight)
+    assert torch.equal(first.model.head.weight, second.model.head.weight)
 
 
 def test_file_that_fails_to_be_written_costs_only_the_next_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mnist_lightning.files.os.fsync", full)
-    fitted()
-    assert "Features are not kept for the next run" in capsys.readouterr().out
+    assert fit(quiet).trainer.global_step == 3
+    assert "Features are not kept for the next run: [Errno 28] No space left on device." in capsys.readouterr().out
     assert not list(cache_folder().iterdir())
 
 
-def test_longest_unused_files_go_beyond_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "SIZE_BOUND", 2500)
-    kept = torch.zeros(1, 250)  # 1,000 bytes and a digest
-    for age, name in enumerate(("oldest", "older", "newest")):
-        features.write(tmp_path / f"{name}.features", kept)
+def test_user_without_a_home_directory_trains_and_is_told(
+    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_home(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    done = fit(quiet, max_epochs=2)
+    assert sum(done.passes) == TRAIN + VAL
+    assert "not kept for the next run: there is no home directory; set XDG_CACHE_HOME." in capsys.readouterr().out
+
+
+def test_longest_unused_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.zeros(1, 250)
+    for age, name in enumerate(("oldest", "older", "newest")):
+        keep(tmp_path / f"{name}.features", values)
         os.utime(tmp_path / f"{name}.features", (age, age))
-    features.write(tmp_path / "now.features", kept)
+    monkeypatch.setattr(features, "SIZE_LIMIT", 2.5 * (tmp_path / "newest.features").stat().st_size)
+    keep(tmp_path / "now.features", values)
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["newest", "now"]
 
 
-@pytest.mark.parametrize("trainable_layers", [0, 2])
-@pytest.mark.parametrize("onednn", [True, False])
-def test_extract_equals_the_frozen_layers_batch_by_batch(
-    onednn: bool, trainable_layers: int, monkeypatch: pytest.MonkeyPatch
+# ---- Beside a user's own finetuning
+
+
+class Unfreezes(BaseFinetuning):
+    """Freezes the backbone as Lightning does, and lets go of it at the start of the second epoch."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.backbone, train_bn=False)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, lr=0.01)
+
+
+def test_backbone_that_the_user_unfreezes_at_an_epochs_start_really_learns(
+    quiet: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
-    torch.manual_seed(0)
-    model = ResNet18(weights="none", image_size=64, trainable_layers=trainable_layers)
-    model.load_pretrained()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    images = torch.randint(256, (37, 1, 28, 28), dtype=torch.uint8)
-    with torch.no_grad():
-        plain = torch.cat([model.frozen_features(image[None]) for image in images])
-    torch.testing.assert_close(extract(model, images), plain, atol=1e-5, rtol=1e-4)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # folding is in a copy
+    trained = [fit(quiet, Unfreezes(), model=resnet(cache_features=cached), max_epochs=2) for cached in (True, False)]
+    assert sum(trained[0].passes) == 2 * (TRAIN + VAL)  # for the cache, then in the second epoch
+    assert "Features of the frozen layers are not cached: no layer is frozen." in capsys.readouterr().out
+    untrained = resnet().backbone.layer4[1].conv2.weight
+    assert not torch.equal(trained[0].model.backbone.layer4[1].conv2.weight, untrained)
+    assert_close(*(done.model for done in trained))
+
+
+class UnfreezesInMidEpoch(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        pl_module.train_layers(1)
+
+
+@pytest.mark.parametrize("callbacks", [[UnfreezesInMidEpoch(), FeatureCache()], [FeatureCache(), Unfreezes()]])
+def test_layer_that_is_unfrozen_after_the_features_were_chosen_is_refused(
+    callbacks: list[Callback], quiet: Callable
+) -> None:
+    with pytest.raises(UserError, match="expected layers that are unfrozen between epochs\ngot layer [15] of the"):
+        fit(quiet, max_epochs=2, callbacks=callbacks)

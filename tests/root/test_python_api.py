@@ -1,13 +1,14 @@
 """The package from Python, without the command line: with a plain lightning.Trainer, as the README shows it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
@@ -16,7 +17,10 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.cli import run
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.errors import UserError
+from mnist_lightning.photos import Photos
 from mnist_lightning.resnet import ResNet18
+from mnist_lightning.runs.checkpoints import load_model
 from mnist_lightning.sources import load_digits
 
 
@@ -24,112 +28,125 @@ from mnist_lightning.sources import load_digits
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def quiet(**settings: Any) -> Trainer:
-    return Trainer(accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, **settings)
+class Linear(DigitClassifier):
+    """A reader's own model."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(lambda params: torch.optim.SGD(params, lr=0.1), num_classes=num_classes)
+        self.layer = nn.Linear(784, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1) / 255)
 
 
-def test_five_lines_train_and_test(capsys: pytest.CaptureFixture[str]) -> None:
+def pairs(count: int) -> list[tuple[Tensor, Tensor]]:
+    images, labels = load_digits().train
+    return list(zip(images[:count], labels[:count], strict=True))
+
+
+class OwnData(LightningDataModule):
+    """Somebody's own data."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(pairs(64), batch_size=8, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(pairs(20), batch_size=8)
+
+    test_dataloader = val_dataloader
+
+
+def test_package_gives_its_six_names() -> None:
+    given = {name: getattr(mnist_lightning, name) for name in mnist_lightning.__all__}
+    classes = (ConvNet, DigitClassifier, MNISTDataModule, Photos, ResNet18)
+    assert given == {"load_model": load_model} | {cls.__name__: cls for cls in classes}
+    with pytest.raises(AttributeError, match="has no attribute 'ConvNets'"):
+        mnist_lightning.ConvNets
+
+
+def test_five_lines_train_and_test_and_the_command_line_reads_their_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = ConvNet()
     data = MNISTDataModule(source="digits")
-    trainer = quiet(max_epochs=1)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (results,) = trainer.test(model, data)
     assert results["test/acc"] > 0.2  # 0.1 by chance
-
-    # The checkpoint that Lightning made of it by itself is one of this project.
-    path = trainer.checkpoint_callback.best_model_path
-    torch.load(path, weights_only=True)
     capsys.readouterr()
-    assert run(["test", "--ckpt_path", path]) == 0
+    assert run(["test", "--ckpt_path", trainer.checkpoint_callback.best_model_path]) == 0
     assert f"Test accuracy  {100 * results['test/acc']:.2f} % on the 360 test images" in capsys.readouterr().out
 
 
-def test_package_gives_the_three_names() -> None:
-    # BUG at the time of writing: the three are in their modules alone.
-    names = (mnist_lightning.ConvNet, mnist_lightning.ResNet18, mnist_lightning.MNISTDataModule)
-    assert names == (ConvNet, ResNet18, MNISTDataModule)
-
-
-@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
-def test_resnet18_trains_with_a_plain_trainer(tmp_path: Path) -> None:
+def test_resnet18_trains_with_a_plain_trainer_and_its_file_of_weights_may_go(quiet: Callable) -> None:
     torch.save(resnet18().state_dict(), "weights.pth")
-    model = ResNet18(weights="weights.pth", image_size=28)
-    data = MNISTDataModule(source="digits", batch_size=256)
-    trainer = quiet(max_epochs=1, limit_test_batches=1)
+    model = ResNet18(weights=Path("weights.pth"), image_size=28)
+    data = MNISTDataModule(source="digits", data_dir=Path("data"), batch_size=64)
+    trainer = quiet(max_epochs=1, limit_train_batches=2, limit_test_batches=1)
     trainer.fit(model, data)
     Path("weights.pth").unlink()
-    (results,) = trainer.test(model, data)
-    (again,) = trainer.test(ResNet18.load_from_checkpoint(trainer.checkpoint_callback.best_model_path), data)
-    assert again["test/acc"] == results["test/acc"]
-    assert again["test/loss"] == pytest.approx(results["test/loss"], rel=1e-4)
+    trainer.save_checkpoint("resnet.ckpt")
+    settings = torch.load("resnet.ckpt", weights_only=True)  # the two Paths are plain strings there
+    names = settings["hyper_parameters"]["weights"], settings["datamodule_hyper_parameters"]["data_dir"]
+    assert names == ("weights.pth", "data")
+    (results,) = trainer.test(model, data, verbose=False)
+    (again,) = trainer.test(load_model("resnet.ckpt"), data, verbose=False)
+    assert again == pytest.approx(results, rel=1e-4)
 
 
-def test_data_in_loaders_of_ones_own_train_it_too(capsys: pytest.CaptureFixture[str]) -> None:
-    # BUG at the time of writing: KeyError of `run`, as the checkpoint holds no settings of a datamodule.
-    images = torch.randint(256, (32, 1, 28, 28), dtype=torch.uint8)
-    loader = DataLoader(list(zip(images, torch.arange(32) % 10, strict=True)), batch_size=8)
+@pytest.mark.parametrize("data", ["loaders", "a datamodule"])
+def test_data_of_ones_own_trains_it_too(data: str, quiet: Callable) -> None:
+    model = ConvNet()
     trainer = quiet(max_epochs=1)
-    trainer.fit(ConvNet(), loader, val_dataloaders=loader)
-    path = trainer.checkpoint_callback.best_model_path
-    assert run(["test", "--ckpt_path", path, "--data.source", "digits"]) == 0
+    if data == "loaders":
+        trainer.fit(model, DataLoader(pairs(64), batch_size=8), DataLoader(pairs(20), batch_size=8))
+    else:
+        trainer.fit(model, OwnData())
+    assert trainer.global_step == 8
+    assert trainer.callback_metrics["val/acc"] > 0
+    (results,) = trainer.test(model, OwnData(), verbose=False)
+    assert results["test/acc"] == pytest.approx(trainer.callback_metrics["test/acc"].item())
+    trainer.save_checkpoint("own.ckpt")
+    assert run(["test", "--ckpt_path", "own.ckpt", "--data.source", "digits"]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
-def test_paths_may_be_path_objects(tmp_path: Path) -> None:
-    # BUG at the time of writing: the checkpoint holds Path objects, and weights_only=True refuses it ever after.
-    torch.save(resnet18().state_dict(), "weights.pth")
-    model = ResNet18(weights=Path("weights.pth"), image_size=28, cache_features=False)
-    data = MNISTDataModule(source="digits", data_dir=tmp_path, batch_size=8)
-    trainer = quiet(max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+def test_fits_in_one_process_dont_disturb_one_another(quiet: Callable) -> None:
+    data = MNISTDataModule(source="digits", batch_size=16, train_size=160, val_size=400)
+    states, losses = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = ConvNet()
+        quiet(max_epochs=1).fit(model, data)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for _ in range(2):
+        trainer = quiet(max_epochs=1)
+        trainer.fit(model, data)  # the same model goes on
+        losses.append(trainer.callback_metrics["train/loss"])
+    assert losses[1] < losses[0]
+
+
+def test_a_readers_own_model_is_a_subclass_away(quiet: Callable) -> None:
+    model, data = Linear(), MNISTDataModule(source="digits")
+    trainer = quiet(max_epochs=1)
     trainer.fit(model, data)
-    hyperparameters = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["hyper_parameters"]
-    assert hyperparameters["weights"] == "weights.pth"
-
-
-def test_predictions_are_probabilities_with_their_labels() -> None:
-    batches = quiet(logger=False).predict(ConvNet(), MNISTDataModule(source="digits"))
-    labels = torch.cat([batch["labels"] for batch in batches])
-    probabilities = torch.cat([batch["probabilities"] for batch in batches])
-    assert (labels.shape, probabilities.shape) == ((360,), (360, 10))
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(360))
-
-
-def test_loss_and_accuracy_are_means_over_all_images() -> None:
-    """The last of the batches is shorter: 250 and 110 images."""
-    torch.manual_seed(0)
-    model, data = ConvNet(), MNISTDataModule(source="digits")
-    (results,) = quiet(logger=False).test(model, data)
-    images, labels = load_digits().test
-    with torch.no_grad():
-        logits = model(images)
-    # BUG at the time of writing: MeanMetric(nan_strategy="disable") drops the weights that it is given.
-    assert results["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert results["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
-
-
-def test_optimizer_and_scheduler_are_functions(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ConvNet(
-        optimizer=lambda params: torch.optim.AdamW(params, lr=2e-3),
-        scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5),
-    )
-    trainer = quiet(max_epochs=2, limit_train_batches=2)
-    trainer.fit(model, MNISTDataModule(source="digits"))
-    (group,) = trainer.optimizers[0].param_groups
-    assert (type(trainer.optimizers[0]), group["lr"]) == (torch.optim.AdamW, 5e-4)
-
-
-def test_a_readers_own_model_is_a_subclass_away(capsys: pytest.CaptureFixture[str]) -> None:
-    class Linear(DigitClassifier):
-        def __init__(self) -> None:
-            super().__init__(lambda params: torch.optim.SGD(params, lr=0.1))
-            self.layer = torch.nn.Linear(784, 10)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.layer(images.flatten(1) / 255)
-
-    trainer = quiet(max_epochs=1, logger=False, enable_checkpointing=False)
-    trainer.fit(Linear(), MNISTDataModule(source="digits"))
     assert trainer.callback_metrics["val/acc"] > 0.5
+    trainer.save_checkpoint("linear.ckpt")
+    again = load_model("linear.ckpt")
+    assert isinstance(again, Linear)
+    quiet(max_epochs=1, limit_train_batches=1).fit(again, data)  # it brings its optimizer
+
+
+@pytest.mark.parametrize(("content", "got"), [
+    (None, "no such file: some.ckpt"),
+    ({"state_dict": {}}, "some.ckpt, which is something else"),
+    ({"state_dict": {}, "hyper_parameters": {"_class_path": "gone.Model"}}, "some.ckpt, of gone.Model: No module"),
+    ({"state_dict": {}, "hyper_parameters": {"_class_path": "torch.nn.Linear"}}, "is no DigitClassifier"),
+])  # fmt: skip
+def test_load_model_explains_what_it_cannot_load(content: Any, got: str) -> None:
+    if content is not None:
+        torch.save(content, "some.ckpt")
+    with pytest.raises(UserError, match=got):
+        load_model("some.ckpt")

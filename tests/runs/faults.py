@@ -1,4 +1,4 @@
-"""What tests/test_reliability.py runs in child processes: a command, a fault that strikes in it, awkward data."""
+"""What test_reliability.py runs in child processes: a command, a fault that strikes in it, awkward models and data."""
 
 import errno
 import os
@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import DEFAULT, Mock
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
 
-from mnist_lightning.runs import checkpoints
+from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.runs import checkpoints
 from mnist_lightning.sources import Digits, Split
 
 
@@ -36,7 +41,7 @@ class Fault(Callback):
     WHERE is a hook of Callback, or `save`, `fsync` or `replace`: in the middle of a checkpoint's bytes, before they
     reach the disk, before they get their name. COUNT 3 is the third time that this comes. ACTION is one of the methods
     below, or signals to send to this process: SIGKILL, SIGINT+SIGINT. Without FAULT nothing happens, so that a resumed
-    run, which takes its callbacks from the run's config.yaml, is left alone.
+    run, whose checkpoint names this callback, is left alone.
     """
 
     def __init__(self) -> None:
@@ -62,33 +67,28 @@ class Fault(Callback):
 
             checkpoints.write_whole = half
         elif where in ("fsync", "replace"):
-            original = getattr(os, where)
-
-            def late(*args: Any) -> None:
-                self.strike()
-                original(*args)
-
-            setattr(os, where, late)
+            # A mock, whose frames are the standard library's: what comes through a callback would be the callback's.
+            setattr(os, where, Mock(wraps=getattr(os, where), side_effect=iter(lambda: self.strike() or DEFAULT, None)))
         else:
             setattr(self, where, self.strike)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.trainer, self.model = trainer, pl_module
 
-    def strike(self, *_: Any) -> None:
+    def strike(self, *_: Any) -> OSError | None:
         self.countdown -= 1
-        if self.countdown == 0:
-            if self.action.startswith("SIG"):
-                for name in self.action.split("+"):
-                    os.kill(os.getpid(), signal.Signals[name])
-            else:
-                getattr(self, self.action)()
+        if self.countdown == 0 and self.action.startswith("SIG"):
+            for name in self.action.split("+"):
+                os.kill(os.getpid(), signal.Signals[name])
+        elif self.countdown == 0:
+            return getattr(self, self.action)()
+        return None
 
     def fail(self) -> None:
         raise RuntimeError("the fault of this test")
 
-    def full(self) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(self) -> OSError:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def limit(self) -> None:
         """From now on no file grows beyond 200,000 bytes: to the writer, a disk that fills."""
@@ -112,6 +112,17 @@ class Metrics(Callback):
         if trainer.is_global_zero:
             lines = [f"{name} {float(value).hex()}\n" for name, value in sorted(trainer.callback_metrics.items())]
             Path(os.environ["METRICS"]).write_text("".join(lines))
+
+
+class WithDropout(DigitClassifier):
+    """A network that draws random numbers in each training step."""
+
+    def __init__(self, optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3)) -> None:
+        super().__init__(optimizer)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images / 255)
 
 
 class PrimeDigits(MNISTDataModule):

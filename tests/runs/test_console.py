@@ -1,41 +1,49 @@
 """What a run says while it goes."""
 
+import io
+import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 
-from mnist_lightning import console
-from mnist_lightning.runs.console import Bar
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.runs.console import EpochLines, progress
 
 
-class Drawings(Bar):
-    """Keeps at which batches it is drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[int] = []
-
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        self.batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-        return super().get_metrics(trainer, pl_module)
-
-
-@pytest.mark.parametrize("seconds, drawn", [(0.08, [1, 4, 7, 10]), (0.4, list(range(1, 11)))])
-def test_bar_is_drawn_five_times_a_second_and_at_the_last_batch(
-    seconds: float, drawn: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(1000 + seconds * step for step in range(1000))
-    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    bar = Drawings()
+def lines(root: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
+    """What is printed at the end of each epoch of three batches."""
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
-        max_epochs=1, limit_train_batches=10, limit_val_batches=0, accelerator="cpu", logger=False, callbacks=bar,
-        enable_checkpointing=False, enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+        default_root_dir=root, accelerator="cpu", limit_train_batches=3, callbacks=[EpochLines()], **off, **settings
+    )
     trainer.fit(ConvNet(), MNISTDataModule(source="digits"))
-    assert bar.batches[: len(drawn)] == drawn
-    assert set(bar.batches[len(drawn) :]) <= {10}  # the epoch's end draws it once more
+    return [re.sub(r" \d\.\d{4}(?=  |$)", "", line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_line_of_an_epoch_says_what_was_measured_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = lines(tmp_path, capsys, max_epochs=2, check_val_every_n_epoch=2, num_sanity_val_steps=1)
+    assert first == "epoch 1/2  train/acc  train/loss"
+    assert second == "epoch 2/2  train/acc  train/loss  val/acc  val/loss"
+
+
+def test_line_of_a_fit_without_a_number_of_epochs_names_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lines(tmp_path, capsys, max_steps=3, limit_val_batches=0) == ["epoch 1  train/acc  train/loss"]
+
+
+@pytest.mark.parametrize(("wanted", "terminal", "bar"), [
+    (None, True, True), (None, False, False), (True, False, True), (False, True, False)
+])  # fmt: skip
+def test_bar_is_for_terminals_and_for_who_asks(
+    wanted: bool | None, terminal: bool, bar: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert isinstance(progress(wanted), TQDMProgressBar if bar else EpochLines)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs.folder import LOGS, RunLogger, claim, newest_checkpoint, run_of, shown_path
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, results_of, run_of, shown_path, unclaim
+from mnist_lightning.runs.logger import RunLogger, read_metrics
 
 
 def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("best", "last")) -> Path:
@@ -67,15 +68,26 @@ def test_number_that_another_process_takes_in_between_is_passed_over(
     assert claim(tmp_path, "ConvNet").name == "version_1"
 
 
-# ---- newest_checkpoint
+def test_unclaim_removes_a_run_without_checkpoints_and_the_folders_that_it_leaves_empty(tmp_path: Path) -> None:
+    kept, empty = checkpoint(tmp_path, "ConvNet/version_0", age=1), claim(tmp_path, "ConvNet")
+    other = claim(tmp_path / "other", "ConvNet")
+    for run in (kept.parent, empty, other):
+        (run / "config.yaml").write_text("a: 1")
+        unclaim(run)
+    assert (kept.parent / "config.yaml").is_file()
+    assert not empty.exists() and os.listdir(tmp_path / "other") == []
 
 
-def test_newest_is_the_run_that_saved_last_not_the_highest_number(tmp_path: Path) -> None:
+# ---- find_checkpoint
+
+
+def test_newest_is_the_run_that_saved_last_whatever_its_model_and_number(tmp_path: Path) -> None:
     checkpoint(tmp_path, "ConvNet/version_7", age=50)
-    resumed = checkpoint(tmp_path, "ConvNet/version_2", age=10)
+    resumed = checkpoint(tmp_path, "ResNet18-digits/version_2", age=10)
     checkpoint(tmp_path, "ConvNet/version_3", age=90)
-    assert newest_checkpoint(tmp_path, "best", None) == resumed / "best.ckpt"
-    assert newest_checkpoint(tmp_path, "last", None) == resumed / "last.ckpt"
+    assert find_checkpoint("best", tmp_path) == resumed / "best.ckpt"
+    assert find_checkpoint("last", tmp_path) == resumed / "last.ckpt"
+    assert find_checkpoint("a/last.ckpt", tmp_path) == Path("a/last.ckpt")
 
 
 def test_newest_of_a_model_leaves_out_the_others(tmp_path: Path) -> None:
@@ -83,8 +95,8 @@ def test_newest_of_a_model_leaves_out_the_others(tmp_path: Path) -> None:
     resnet = checkpoint(tmp_path, "ResNet18-digits/version_0", age=10)
     checkpoint(tmp_path, "ResNet18/version_4", age=20)
     checkpoint(tmp_path, "ResNet180/version_4", age=1)
-    assert newest_checkpoint(tmp_path, "last", "ConvNet") == convnet / "last.ckpt"
-    assert newest_checkpoint(tmp_path, "last", "ResNet18") == resnet / "last.ckpt"
+    assert find_checkpoint("last", tmp_path, "ConvNet") == convnet / "last.ckpt"
+    assert find_checkpoint("last", tmp_path, "ResNet18") == resnet / "last.ckpt"
 
 
 @pytest.mark.parametrize(("which", "names"), [("best", ()), ("last", ("best",)), ("best", ("last",))])
@@ -93,24 +105,32 @@ def test_run_without_that_checkpoint_is_an_error_not_another_run(
 ) -> None:
     checkpoint(tmp_path, "ConvNet/version_0", age=1, names=names)
     with pytest.raises(UserError, match=f"a run of a model with a checkpoint under {tmp_path / LOGS}\ngot none"):
-        newest_checkpoint(tmp_path, which, None)
-
-
-def test_message_names_the_model_that_has_no_run(tmp_path: Path) -> None:
-    checkpoint(tmp_path, "ConvNet/version_0", age=1)
-    with pytest.raises(UserError, match="expected a run of ResNet18 with a checkpoint"):
-        newest_checkpoint(tmp_path, "best", "ResNet18")
+        find_checkpoint(which, tmp_path)
 
 
 # ---- where results go
 
 
-def test_checkpoint_belongs_to_the_run_around_its_folder() -> None:
-    assert run_of(Path("a/version_3/checkpoints/best.ckpt")) == Path("a/version_3")
+def test_checkpoint_belongs_to_the_run_around_its_folder_also_by_a_link_or_from_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "version_3"
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "best.ckpt").write_bytes(b"")
+    assert run_of(folder / "best.ckpt") is None  # a folder of somebody else's that happens to be called checkpoints
+    (run / "config.yaml").write_text("")
+    (tmp_path / "link.ckpt").symlink_to(folder / "best.ckpt")
+    monkeypatch.chdir(folder)
+    assert [run_of(Path(path)) for path in ("best.ckpt", folder / "best.ckpt", tmp_path / "link.ckpt")] == [run] * 3
+    assert results_of(Path("best.ckpt")) == run
 
 
-def test_checkpoint_from_elsewhere_writes_beside_itself() -> None:
-    assert run_of(Path("downloads/best.ckpt")) == Path("downloads")
+def test_results_of_a_checkpoint_from_elsewhere_go_beside_it() -> None:
+    assert results_of(Path("downloads/mine.ckpt")) == Path("downloads/mine-results")
+
+
+# ---- The logger
 
 
 def test_logger_writes_into_the_run_itself(tmp_path: Path) -> None:
@@ -120,9 +140,35 @@ def test_logger_writes_into_the_run_itself(tmp_path: Path) -> None:
     logger.save()
     logger.finalize("success")
     events, metrics = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    assert metrics.name == "metrics.csv"
-    assert events.parent == tmp_path / "ConvNet" / "version_3"
-    assert events.name.startswith("events.out.tfevents")
+    assert metrics.name == "metrics.csv" and events.name.startswith("events.out.tfevents")
+    assert events.parent == metrics.parent == tmp_path / "ConvNet" / "version_3"
+
+
+def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: Path) -> None:
+    first = RunLogger(tmp_path)
+    for step in range(5):
+        first.log_metrics({"train/loss": 10.0 + step, "epoch": 0}, step)
+    first.log_metrics({"val/acc": 0.5, "epoch": 0}, 4)  # the same row
+    resumed = RunLogger(tmp_path, resumed_at=3)
+    resumed.log_metrics({"train/loss": 20.0, "epoch": 0}, 3)
+    resumed.finalize("success")
+    evaluated = RunLogger(tmp_path, evaluated_at=4)
+    evaluated.log_metrics({"test/acc": 0.25, "epoch": 0}, 0)
+    losses = [10.0, 11.0, 12.0, 20.0]
+    rows = [{"step": step, "epoch": 0, "train/loss": loss} for step, loss in enumerate(losses)]
+    assert read_metrics(tmp_path / "metrics.csv") == [*rows, {"step": 4, "test/acc": 0.25}]
+
+
+OTHERS = ("a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\n,2\n", "step,loss\n1,2\n", "", "\x00")
+
+
+@pytest.mark.parametrize("content", OTHERS, ids=repr)
+def test_metrics_of_somebody_else_are_left_alone(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(content)
+    logger = RunLogger(tmp_path, resumed_at=3)
+    logger.log_metrics({"test/acc": 0.5}, 3)
+    logger.finalize("success")
+    assert (tmp_path / "metrics.csv").read_text() == content
 
 
 def test_path_is_shown_as_a_person_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

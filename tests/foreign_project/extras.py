@@ -1,0 +1,28 @@
+"""One's own callback and logger."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+
+class Diary(Callback):
+    """Writes a line a training epoch.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str = "diary.txt") -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self.path.open("a") as file:
+            print(trainer.current_epoch, trainer.global_step, file=file)
+
+
+class Table(CSVLogger):
+    """Lightning's CSVLogger, in a folder that is always the same."""
+
+    def __init__(self, save_dir: str = "tables") -> None:
+        super().__init__(save_dir, name="", version="")
