@@ -162,7 +162,7 @@ def link_lines() -> None:
 
 
 def notebook(page: Path) -> str:
-    """The notebook of a page as JSON, without outputs; cells are numbered, so that the same page gives the same file."""
+    """The notebook of a page as JSON, without outputs; cells are numbered: the same page gives the same file."""
     import jupytext
 
     cells = jupytext.reads(page.read_text(), fmt="md")

@@ -95,12 +95,9 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
 
     In this process the loops would share what `fit` asks of malloc, see memory.py.
     """
-    code = (
-        f"from benchmarks.loops import *\nfrom mnist_lightning.runs.memory import keep_freed_memory\nimport resource\n{loop}"
-    )
-    code += (
-        "\n    print('yielded', repr(value), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); input()"
-    )
+    code = "from benchmarks.loops import *\nfrom mnist_lightning.runs.memory import keep_freed_memory\nimport resource\n"
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+    code += f"{loop}\n    print('yielded', repr(value), {peak}, flush=True); input()"
     command = [sys.executable, "-W", "ignore", "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

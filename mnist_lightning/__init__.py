@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mnist_lightning.runs.checkpoints import load_model
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.convnet import ConvNet
     from mnist_lightning.data import MNISTDataModule
     from mnist_lightning.photos import Photos
     from mnist_lightning.resnet import ResNet18
+    from mnist_lightning.runs.checkpoints import load_model
 
 __version__ = "0.1.0"
 __all__ = ["ConvNet", "DigitClassifier", "MNISTDataModule", "Photos", "ResNet18", "load_model"]

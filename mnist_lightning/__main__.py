@@ -2,8 +2,8 @@
 
 import sys
 
-from mnist_lightning.errors import report
 from mnist_lightning.commands.explain import COMMANDS, explain
+from mnist_lightning.errors import report
 
 HELP = """usage: python -m mnist_lightning COMMAND [options]
 

@@ -9,12 +9,11 @@ from typing import Any
 import yaml
 
 from mnist_lightning.classifier import FROM_PYTHON
-from mnist_lightning.commands.parser import class_of
+from mnist_lightning.commands.parser import class_of, in_full_names
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.folder import run_of
 
 FREE = ("data_dir", "mirrors")  # of the data's settings: where it lies may change in a resumed run
-MOVED = {"mnist_lightning.unfreezing.": "mnist_lightning.finetuning.unfreezing."}  # in config files of version 0.1
 
 
 def look_ahead(typed: list[str]) -> argparse.Namespace:
@@ -45,7 +44,7 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
 def read_config(path: Path) -> dict[str, Any]:
     """A config file's content; {} where the real parser will say what is wrong with it."""
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(in_full_names(path.read_text()))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
@@ -83,10 +82,6 @@ def settings_before_1_0(checkpoint: dict[str, Any], path: Path) -> dict[str, Any
     config = read_config(run / "config.yaml") if run else {}
     if not isinstance(config.get("trainer"), dict):
         config = {}  # somebody's own file
-    text = json.dumps(config)
-    for old, new in MOVED.items():
-        text = text.replace(old, new)
-    config = json.loads(text)
     hyperparameters = checkpoint.get("hyper_parameters", {})
     known = {"model": {"class_path": hyperparameters.get("_class_path"), "init_args": public(hyperparameters)}}
     if data := checkpoint.get("datamodule_hyper_parameters"):

@@ -58,6 +58,7 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
+PHOTO = {"shape": [1, 28, 28], "dtype": "uint8"}  # what a model is given of Photos
 OURS = {"mnist_lightning", "lightning", "torch", "torchmetrics", "jsonargparse", "tensorboard", "__main__"}
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
@@ -179,7 +180,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
-        typed = sys.argv[1:] if args is None else list(args)  # type: ignore[arg-type]
+        typed = sys.argv[1:] if args is None else list(args)
         ahead = look_ahead(typed)
         self.checkpoint: dict[str, Any] | None = None
         saved: dict[str, Any] = {}
@@ -239,8 +240,9 @@ class CLI(LightningCLI):
         if self.checkpoint is None and SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
             got = f"{next(root.glob('hpc_ckpt_*.ckpt'))}, which Lightning would resume from without a word"
             raise UserError("no checkpoint of another job here", got, "move it away, or give it as --ckpt_path.")
-        if trainer.limit_train_batches == 0:
-            raise UserError("something to train on", "--trainer.limit_train_batches 0", "give a larger number.")
+        for name in ("limit_train_batches", "accumulate_grad_batches"):
+            if trainer[name] == 0:
+                raise UserError("something to train on", f"--trainer.{name} 0", "give a larger number.")
         if self.settings.lr_find:
             for name, usual in (("fast_dev_run", False), ("accumulate_grad_batches", 1), ("overfit_batches", 0)):
                 if trainer[name] != usual:
@@ -328,7 +330,7 @@ class CLI(LightningCLI):
         return plugins
 
     def _callbacks(self, settings: Any) -> list[Any]:
-        """What a run has beside the callbacks that the user gives: the user's own bar, summary and monitor replace it."""
+        """What a run has beside the user's callbacks: the user's own bar, summary and monitor replace it."""
         theirs = given(settings["callbacks"])
 
         def missing(cls: type) -> bool:
@@ -390,6 +392,10 @@ class CLI(LightningCLI):
         if self.checkpoint is not None and self.trainer.global_step == self.checkpoint["global_step"]:
             longer = "To train longer, give a larger --trainer.max_epochs (or --trainer.max_steps)."
             print(f"This run had already ended, at step {self.trainer.global_step}: nothing was trained. {longer}")
+        if self.trainer.global_step == 0 and self.checkpoint is None and self.trainer.world_size == 1:
+            print("Nothing was trained: no checkpoint, no test.")
+            self._give_back()
+            return
         best = self._best_path()
         if best is not None:
             # Not by trainer.test(ckpt_path=...), which gives WeightAveraging's callbacks their other weights.
@@ -414,10 +420,11 @@ class CLI(LightningCLI):
     def _say_where(self, best: Path | None) -> None:
         boards = [logger for logger in self.trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if boards:
-            own = isinstance(boards[0], RunLogger)
-            if own and self.pictures is not None:
-                self.pictures.report(self.folder / "report.png", boards[0].rows)
-            folder = self.folder.parent.parent if own else Path(str(boards[0].log_dir))
+            folder = Path(str(boards[0].log_dir))
+            if isinstance(boards[0], RunLogger):
+                folder = self.folder.parent.parent
+                if self.pictures is not None:
+                    self.pictures.report(self.folder / "report.png", boards[0].rows)
             print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
         if best is not None and isinstance(self.datamodule, MNISTDataModule):
             kept = f"--ckpt_path {quoted(best)} --data Photos --data.path PHOTO_OR_FOLDER"
@@ -438,6 +445,11 @@ class CLI(LightningCLI):
         self._say("Validation", "val")
 
     def predict(self, **kwargs: Any) -> None:
+        if isinstance(self.datamodule, Photos):
+            seen = (self.checkpoint or {}).get("example_input", PHOTO)
+            if seen != PHOTO:
+                got, remedy = f"one of {seen['dtype']} (B, *{seen['shape']})", "give your own datamodule: --data CLASS."
+                raise UserError("a model of uint8 images (B, 1, 28, 28) for Photos", got, remedy)
         answers: Any = self.trainer.predict(**kwargs) or []
         if isinstance(self.datamodule, Photos):
             path = self.folder / "photos.csv"
@@ -484,13 +496,15 @@ class CLI(LightningCLI):
         if loaders is None:  # --trainer.strategy ddp_spawn: other processes had them
             data.setup(part)
         count = f"{len(data.test_set if part == 'test' else data.val_set):,} {kind}"
-        source = {"mnist": f"MNIST's {count} images", "digits": f"the {count} images of scikit-learn's digits, not MNIST"}
-        return some + source.get(data.source, f"the {count} images of {type(data).__name__}")
+        if data.source == "mnist":
+            return f"{some}MNIST's {count} images"
+        owner = "scikit-learn's digits, not MNIST" if data.source == "digits" else type(data).__name__
+        return f"{some}the {count} images of {owner}"
 
 
 def without_instances(settings: Any) -> Any:
-    """Settings without the defaults that aren't plain values, as StochasticWeightAveraging's device: jsonargparse writes
-    a sentence in their place, which it doesn't take back."""
+    """Settings without defaults that aren't plain values, as StochasticWeightAveraging's device: jsonargparse writes a
+    sentence in their place, which it doesn't take back."""
     if isinstance(settings, dict):
         kept = {key: without_instances(value) for key, value in settings.items()}
         return {key: value for key, value in kept.items() if not str(value).startswith("Unable to serialize instance")}

@@ -43,7 +43,8 @@ jsonargparse._typehints.discard_init_args_on_class_path_change = forget_argument
 
 def in_full_names(text: str) -> str:
     """ReduceLROnPlateau by the path of Lightning's class, which knows the metric to watch: torch has one of that name,
-    too, and jsonargparse would refuse to choose."""
+    too, and jsonargparse would refuse to choose. What version 0.1 called otherwise gets its name of today."""
+    text = text.replace("mnist_lightning.unfreezing.", "mnist_lightning.finetuning.unfreezing.")
     return re.sub(r"(?<![\w.])ReduceLROnPlateau(?!\w)", "lightning.pytorch.cli.ReduceLROnPlateau", text)
 
 

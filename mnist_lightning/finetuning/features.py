@@ -46,7 +46,7 @@ class FeatureCache(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.used and isinstance(pl_module, ResNet18) and pl_module.frozen < self.layers:
             got = f"layer {pl_module.frozen + 1} of the backbone unfrozen in mid-epoch, while features are cached"
-            remedy = "give --model.cache_features false; in Python, list FeatureCache after the callback that unfreezes."
+            remedy = "give --model.cache_features false; in Python list FeatureCache after that callback."
             raise UserError("layers that are unfrozen between epochs", got, remedy)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

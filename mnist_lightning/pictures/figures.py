@@ -1,6 +1,6 @@
 """The drawings: grids of images, the confusion matrix, accuracy by class, the mistakes, the curves, report.png.
 
-N = images of an evaluation, C = classes, K = channels of an image, 1 or 3.
+B = batch size, C = classes, K = channels of an image, 1 or 3.
 """
 
 import math
@@ -18,31 +18,58 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.files import write_whole
 
 MISTAKES = 25
-SIDE = 64  # pixels, at most, of a thumbnail
+SIDE = 64  # pixels, at most, of an image that is kept
 WIDTH = 480  # pixels, at least, of a grid of small images
 LABELLED = 15  # classes, at most, that are labelled one by one
 
 
+class Mistake(NamedTuple):
+    confidence: float
+    label: int
+    predicted: int
+    image: Tensor  # uint8 (K, S, S)
+
+
 class Answers(NamedTuple):
-    """What a model answered in an evaluation."""
+    """What a model answered in an evaluation, in little memory, however many images there are."""
 
     names: list[str]  # of the classes
-    logits: Tensor  # (N, C)
-    labels: Tensor  # (N,)
-    images: Tensor  # thumbnails (N, K, S, S)
+    counts: Tensor  # (C, C): how many images of each label were classified as what
+    mistakes: list[Mistake]  # the most confident ones; none where there are no images to show
+
+    @property
+    def short_names(self) -> bool:
+        return max(map(len, self.names)) <= 2
+
+
+def answers_of(names: list[str], logits: Tensor, labels: Tensor, images: Tensor | None) -> Answers:
+    """Answers of one batch: logits (B, C), labels (B,), images (B, K, H, W)."""
+    confidence, predicted = logits.softmax(1).max(1)
+    counts = torch.bincount(labels * len(names) + predicted, minlength=len(names) ** 2).view(len(names), -1)
+    wrong = torch.nonzero(predicted != labels).ravel()
+    wrong = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+    columns = (confidence[wrong].tolist(), labels[wrong].tolist(), predicted[wrong].tolist())
+    return Answers(names, counts, [] if images is None else list(map(Mistake, *columns, thumbnails(images[wrong]))))
+
+
+def merged(parts: list[Answers]) -> Answers:
+    mistakes = sorted((mistake for part in parts for mistake in part.mistakes), key=lambda mistake: -mistake.confidence)
+    return Answers(parts[0].names, torch.stack([part.counts for part in parts]).sum(0), mistakes[:MISTAKES])
 
 
 def thumbnails(images: Tensor) -> Tensor:
     """Images (N, K, H, W) of any type and range as uint8 (N, K, S, S), each from its lowest value to its highest."""
     pixels = images.detach().float().cpu()
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-    pixels = 255 * (pixels - low) / (high - low).clamp(min=1e-6)
+    pixels = (pixels - low) / (high - low).clamp(min=1e-6)
+    scale = SIDE / max(pixels.shape[2:])
+    if scale < 1:
+        size = [max(1, round(scale * side)) for side in pixels.shape[2:]]
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     height, width = pixels.shape[2:]
-    missing = max(height, width) - height, max(height, width) - width
-    pixels = F.pad(pixels, (missing[1] // 2, missing[1] - missing[1] // 2, missing[0] // 2, missing[0] - missing[0] // 2))
-    if pixels.shape[2] > SIDE:
-        pixels = F.interpolate(pixels, SIDE, mode="bilinear", antialias=True)
-    return pixels.round().byte()
+    side = max(height, width)  # TensorBoard's projector takes squares
+    left, top = (side - width) // 2, (side - height) // 2
+    return (255 * F.pad(pixels, (left, side - width - left, top, side - height - top))).round().byte()
 
 
 def grid(images: Tensor) -> Tensor:
@@ -60,29 +87,37 @@ def feature_maps(model: DigitClassifier, image: Tensor) -> dict[str, Tensor]:
         return lambda module, inputs, output: maps.update({name: output[0, :32].detach().float().cpu()})
 
     hooks = [stage.register_forward_hook(keep(name)) for name, stage in model.stages().items()]
-    with evaluated(model):
-        model(image)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with evaluated(model):
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return maps
 
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode: what passes it meanwhile leaves no trace in BatchNorm's statistics."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with torch.no_grad():
-        yield
-    model.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.train(training)
 
 
 def report(path: Path, answers: Answers | None, rows: list[dict[str, float]]) -> None:
     """Writes the curves of metrics.csv's rows, and below them what the answers show, as a PNG."""
-    sheet = figure(11, 4 if answers is None else 9)
-    loss, accuracy, *below = sheet.subplots(1 if answers is None else 2, 2).ravel()
-    draw_curves(loss, rows, "loss", "Loss")
-    draw_curves(accuracy, rows, "acc", "Accuracy")
+    heights = [4.0] if answers is None else [4.0, 6.5]
+    sheet = figure(11, sum(heights))
+    loss, metric, *below = sheet.subplots(len(heights), 2, height_ratios=heights).ravel()
+    measured = {name.split("/")[1] for row in rows for name in row if name.startswith(("val/", "test/"))}
+    others = sorted(name for name in measured if not name.startswith("loss"))
+    draw_curves(loss, rows, "loss")
+    draw_curves(metric, rows, "acc" if "acc" in others or not others else others[0])
     if answers is not None:
         draw_confusion(below[0], answers)
         draw_mistakes(below[1], answers)
@@ -96,71 +131,75 @@ def figure(width: float, height: float) -> Any:
     return Figure((width, height), layout="constrained")
 
 
-def draw_curves(axes: Any, rows: list[dict[str, float]], metric: str, title: str) -> None:
-    for part in ("train", "val", "test"):
-        points = [(row["step"], row[f"{part}/{metric}"]) for row in rows if f"{part}/{metric}" in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o" if part == "test" else "o-", markersize=3, label=part)
-    axes.set(title=title, xlabel="training steps")
+def draw_curves(axes: Any, rows: list[dict[str, float]], metric: str) -> None:
+    for part, colour in (("train", "C0"), ("val", "C1"), ("test", "C2")):
+        # Lightning's own names: an epoch's mean is `_epoch` where single batches are logged as well, as `_step`.
+        for suffix, style, label in (("_step", "-", f"{part}, one batch"), ("", "o-", part), ("_epoch", "o-", part)):
+            points = [(row["step"], row[name]) for row in rows if (name := f"{part}/{metric}{suffix}") in row]
+            if points:
+                alpha = 0.3 if suffix == "_step" else 1
+                axes.plot(*zip(*points, strict=True), style, color=colour, alpha=alpha, markersize=3, label=label)
+    axes.set(title={"loss": "Loss", "acc": "Accuracy"}.get(metric, metric), xlabel="training steps")
     if axes.lines:
         axes.legend()
 
 
 def draw_confusion(axes: Any, answers: Answers) -> None:
-    classes = len(answers.names)
-    predicted = answers.logits.argmax(1)
-    counts = torch.bincount(answers.labels * classes + predicted, minlength=classes**2).view(classes, -1)
+    counts, classes = answers.counts, len(answers.names)
     mistakes = counts.clone().fill_diagonal_(0)  # the colours tell the mistakes apart
-    colours = axes.imshow(mistakes.numpy(), cmap="Reds")
+    highest = max(1, int(mistakes.max()))
+    colours = axes.imshow(mistakes.numpy(), cmap="Reds", vmin=0, vmax=highest)
     if classes > LABELLED:
-        axes.figure.colorbar(colours, ax=axes, label="images classified wrongly", shrink=0.8)
+        ticks = range(0, highest + 1, max(1, highest // 5))
+        axes.figure.colorbar(colours, ax=axes, ticks=ticks, label="images classified wrongly", shrink=0.8)
     else:
-        for label, column in torch.cartesian_prod(*[torch.arange(classes)] * 2).tolist():
-            count = int(counts[label, column])
-            colour = "white" if mistakes[label, column] > mistakes.max() / 2 else "black" if count else "lightgrey"
-            axes.text(column, label, count, ha="center", va="center", color=colour, fontsize=8)
+        for label, predicted in torch.cartesian_prod(*[torch.arange(classes)] * 2).tolist():
+            count = int(counts[label, predicted])
+            colour = "white" if mistakes[label, predicted] > highest / 2 else "black" if count else "lightgrey"
+            size = 8 if classes <= 10 else 6
+            axes.text(predicted, label, count, ha="center", va="center", color=colour, fontsize=size)
     label_classes(axes.xaxis, answers.names, rotation=90)
     label_classes(axes.yaxis, answers.names)
     axes.set(xlabel="classified as", ylabel="label")
-    axes.set_title(f"Confusion matrix, {len(predicted):,} images", fontsize=10)
+    axes.set_title(f"Confusion matrix, {int(counts.sum()):,} images", fontsize=10)
 
 
 def draw_classes(axes: Any, answers: Answers) -> None:
-    right = answers.logits.argmax(1) == answers.labels
-    shares = [100 * float(right[answers.labels == label].float().mean()) for label in range(len(answers.names))]
+    shares = (100 * answers.counts.diagonal() / answers.counts.sum(1)).tolist()
+    seen = [share for share in shares if not math.isnan(share)]  # a class may have no images
     bars = axes.bar(range(len(shares)), shares, color="steelblue")
     if len(shares) <= LABELLED:
-        axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        shown = ["" if math.isnan(share) else f"{share:.1f}" for share in shares]
+        axes.bar_label(bars, shown, fontsize=8 if len(shares) <= 10 else 6)
     label_classes(axes.xaxis, answers.names, rotation=90)
-    low = min((share for share in shares if not math.isnan(share)), default=0)  # a class may have no images
-    axes.set(ylim=(max(0, low - 5), 103), ylabel="accuracy, %")
+    axes.set(ylim=(max(0, min(seen, default=0) - 5), 103), ylabel="accuracy, %")
 
 
 def label_classes(axis: Any, names: list[str], rotation: int = 0) -> None:
     every = math.ceil(len(names) / LABELLED)
-    shown = [short(name) for name in names[::every]]
-    axis.set_ticks(range(0, len(names), every), shown, fontsize=8, rotation=rotation if len("".join(shown)) > 40 else 0)
+    shown = [cut(name) for name in names[::every]]
+    room = sum(map(len, shown)) < 40
+    axis.set_ticks(range(0, len(names), every), shown, fontsize=8, rotation=0 if room else rotation)
 
 
-def short(name: str) -> str:
-    return name if len(name) <= 11 else f"{name[:10]}…"
+def cut(name: str) -> str:
+    return name if len(name) <= 11 else f"{name[:5]}…{name[-5:]}"
 
 
 def draw_mistakes(axes: Any, answers: Answers) -> None:
-    confidence, predicted = answers.logits.softmax(1).max(1)
-    wrong = torch.nonzero(predicted != answers.labels).ravel()
-    chosen = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    axes.set_title(f"The most confident of {len(wrong):,} mistakes: label→classified as", fontsize=9)
+    wrong = int(answers.counts.sum() - answers.counts.diagonal().sum())
+    axes.set_title(f"The most confident of {wrong:,} mistakes: label→classified as", fontsize=9)
     axes.axis("off")
-    if len(chosen) == 0:
+    if not answers.mistakes:
         return
-    side = answers.images.shape[-1]
-    tiles = F.pad(answers.images[chosen], (side // 4, side // 4, 0, side // 2), value=255)
+    side = answers.mistakes[0].image.shape[-1]
+    margin, text = side // 6, side // 4 if answers.short_names else side * 2 // 3  # pixels of an image
+    tiles = F.pad(torch.stack([mistake.image for mistake in answers.mistakes]), (margin, margin, 0, text), value=255)
     height, width = tiles.shape[2:]
     sheet = make_grid(tiles, nrow=5, padding=0, pad_value=255)
     axes.imshow(sheet.permute(1, 2, 0).numpy())
     axes.set(xlim=(0, 5 * width), ylim=(5 * height, 0))  # the same size of one mistake as of 25
-    for i, index in enumerate(chosen.tolist()):
-        names = f"{short(answers.names[int(answers.labels[index])])}→{short(answers.names[int(predicted[index])])}"
-        said = f"{names}\n{100 * float(confidence[index]):.0f} %"
-        axes.text((i % 5 + 0.5) * width, i // 5 * height + 1.05 * side, said, ha="center", va="top", fontsize=7)
+    for i, (confidence, label, predicted, _) in enumerate(answers.mistakes):
+        arrow, gap = ("→", " ") if answers.short_names else ("→\n", "\n")
+        said = f"{cut(answers.names[label])}{arrow}{cut(answers.names[predicted])}{gap}{100 * confidence:.0f} %"
+        axes.text((i % 5 + 0.5) * width, i // 5 * height + 1.04 * side, said, ha="center", va="top", fontsize=7)

@@ -65,21 +65,26 @@ class BestCheckpoint(ModelCheckpoint):
         return better
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The sanity check before training sees no metric of the training step.
-        expected_here = not trainer.sanity_checking or str(self.monitor).startswith("val")
-        if self.monitor not in trainer.callback_metrics and expected_here and trainer.state.fn == "fit":
-            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            got = f"{self.monitor}; the model logs {logged}"
-            raise UserError("a metric to choose the best checkpoint by", got, "give --monitor METRIC.")
+        if str(self.monitor).startswith("val") and trainer.state.fn == "fit":
+            self._check(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not str(self.monitor).startswith("val"):
+            self._check(trainer)
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
+    def _check(self, trainer: Trainer) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            remedy = "give --monitor METRIC, and --monitor_mode min where lower is better."
+            got = f"{self.monitor}; the model logs {logged}"
+            raise UserError("a metric to choose the best checkpoint by", got, remedy)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if (not self.best_model_path or averages_at_the_end(trainer)) and not trainer.fast_dev_run:
+        if (not self.best_model_path or averages_at_the_end(trainer)) and trainer.global_step > 0:
             self.best_model_path = os.path.join(str(self.dirpath), "best.ckpt")
             trainer.save_checkpoint(self.best_model_path, weights_only=False)
 
@@ -225,7 +230,10 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     Raises:
         UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
     """
-    class_path = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path", "no DigitClassifier")
+    class_path = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path")
+    if class_path is None:
+        got, remedy = f"{path}, of another LightningModule", "make its class a DigitClassifier."
+        raise UserError("a checkpoint of a DigitClassifier", got, remedy)
     module, _, name = class_path.rpartition(".")
     remedy = "install that class's package, or the version of this one that wrote the checkpoint."
     try:

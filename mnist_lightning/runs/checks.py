@@ -22,7 +22,8 @@ class FirstBatch(Callback):
         if batch_and_index[1] == 0:
             check(trainer, pl_module, batch_and_index[0])
 
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
 
 def check(trainer: Trainer, model: LightningModule, batch: Any) -> None:

@@ -70,7 +70,7 @@ class RunLogger(TensorBoardLogger):
             if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
         for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
-            self.experiment.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def save(self) -> None:

@@ -38,7 +38,8 @@ class RunState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor) or (loss.is_cuda and trainer.global_step % trainer.log_every_n_steps):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not isinstance(loss, Tensor) or (loss.is_cuda and trainer.global_step % max(1, every)):
             return  # a GPU would be waited for at each step
         if not math.isfinite(loss.item()):
             raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
@@ -68,7 +69,8 @@ class RunState(Callback):
 
 def generators() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's generators, as values that load with weights_only=True."""
-    name, keys, *rest = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),

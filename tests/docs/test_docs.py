@@ -55,7 +55,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_commands_are_accepted(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_commands_are_accepted(here: Path, capsys: pytest.CaptureFixture) -> None:
     """By the parser, with their options, classes and config files: what it accepts it prints as a whole configuration."""
     own = [block for block in pythons("docs/make-it-yours.md") if "class " in block]
     (here / "mine.py").write_text("\n".join(own))
@@ -77,6 +77,7 @@ def test_commands_are_accepted(here: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert len(checked) > 30
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_run(here: Path) -> None:
     (here / "lightning_logs/ConvNet").unlink()
     (here / "lightning_logs/ResNet18-digits").unlink()
@@ -99,7 +100,7 @@ def test_readmes_have_the_same_commands() -> None:
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON)
-def test_python_runs(document: str, here: Path, mnist_dir: str, capsys: pytest.CaptureFixture) -> None:
+def test_python_runs(document: str, here: Path, mnist_dir: str) -> None:
     """For an epoch, on the small MNIST files; what needs a package that isn't installed is left out."""
     ran = 0
     for block in pythons(document):
@@ -109,6 +110,7 @@ def test_python_runs(document: str, here: Path, mnist_dir: str, capsys: pytest.C
         if "model.onnx" in block:
             assert run(["export", "--ckpt_path", "best", "--output", "model.onnx"]) == 0
         short = re.sub(r"max_epochs=\d+", "max_epochs=1, logger=False, accelerator='cpu'", block)
+        short = short.replace("MNISTDataModule()", "MNISTDataModule(val_size=0.1)")
         exec(short, {"__name__": "document"})
         ran += 1
     assert ran
@@ -137,7 +139,7 @@ def test_ci_finds_the_test_command_in_the_readme() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_no_number_is_missing(document: str) -> None:
-    assert not re.findall(r"\{\{.*?\}\}|TODO|TEXT\d+", BLOCK.sub("", text(document)) + "".join(pythons(document)))
+    assert not re.findall(r"\{\{\w+\}\}", text(document))
 
 
 def anchors(document: Path) -> set[str]:

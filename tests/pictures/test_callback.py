@@ -87,7 +87,7 @@ def test_letters_are_drawn_by_name_into_the_tensorboard_logger_of_a_list(
     assert capsys.readouterr().out == "Pictures: no feature maps: Plain isn't a DigitClassifier\n"
     runner.test(model, data, verbose=False)
     wanted = {f"{part}/{name}" for part in ("val", "test") for name in ANSWERS}
-    assert tags(tmp_path) == wanted | {"training images", "first convolution"}
+    assert tags(tmp_path) == wanted | {"first batch", "conv1"}
     assert pictures.answers["test"].names == LETTERS
     with torch.no_grad():
         right = int((model(data.data.tensors[0]).argmax(1) == data.data.tensors[1]).sum())
@@ -110,8 +110,8 @@ def test_what_is_left_out_is_said_once(tmp_path: Path, capsys: pytest.CaptureFix
     runner.fit(model, data)
     runner.test(model, data, verbose=False)
     assert capsys.readouterr().out.splitlines() == [
-        "Pictures: no first convolution: the model has no Conv2d",
-        "Pictures: no training images: the batches hold no images of one or three channels",
+        "Pictures: no conv1: the model has no Conv2d",
+        "Pictures: no first batch: the batches hold no images of one or three channels",
         "Pictures: no mistakes: the batches hold no images of one or three channels",
         "Pictures: no confusion matrix: test_step returns no logits",
     ]
@@ -154,7 +154,7 @@ def test_exception_while_drawing_ends_no_run(tmp_path: Path, capsys: pytest.Capt
     runner.fit(model, data)
     assert runner.global_step == 2
     assert capsys.readouterr().out.splitlines() == ["Pictures: no feature maps: my stages"]
-    assert {"training images", "first convolution", "val/mistakes"} < tags(tmp_path)
+    assert {"first batch", "conv1", "val/mistakes"} < tags(tmp_path)
     (tmp_path / "file").touch()
     assert not pictures.report(tmp_path / "file" / "report.png", [])
     assert "Pictures: no report.png: " in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_model_is_left_without_hooks_after_a_test(tmp_path: Path) -> None:
 def test_sanity_check_before_a_fit_is_not_drawn(tmp_path: Path) -> None:
     pictures = Pictures()
     trainer(tmp_path, pictures, num_sanity_val_steps=2, check_val_every_n_epoch=2).fit(Plain(), Letters())
-    assert not pictures.answers and tags(tmp_path) == {"training images", "first convolution"}
+    assert not pictures.answers and tags(tmp_path) == {"first batch", "conv1"}
 
 
 def test_last_validation_of_a_fit_is_what_is_drawn(tmp_path: Path) -> None:
@@ -239,4 +239,4 @@ def test_mistakes_on_cached_features_show_the_images_that_they_were_made_of(
         for mistake in pictures.answers[part].mistakes:
             assert any(torch.equal(mistake.image, image) for image in of_label[mistake.label])
     assert len(pictures.answers["test"].mistakes) == 25
-    assert {"training images", "feature maps/0 stem", "test/mistakes"} < tags(tmp_path)
+    assert {"first batch", "feature maps/0 stem", "test/mistakes"} < tags(tmp_path)

@@ -9,58 +9,52 @@ import pytest
 from mnist_lightning.files import write_whole
 
 
-def test_new_content_takes_the_place_of_the_old_when_the_block_ends(tmp_path: Path) -> None:
-    path = tmp_path / "result.csv"
-    path.write_bytes(b"old")
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "result.csv").write_bytes(b"old")
+    return tmp_path / "result.csv"
+
+
+def test_new_content_takes_the_place_of_the_old_when_the_block_ends(path: Path) -> None:
     with write_whole(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["result.csv"]
+    assert os.listdir(path.parent) == ["result.csv"]
 
 
 def test_missing_folders_are_made(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "result.csv"
-    with write_whole(str(path)) as file:
+    with write_whole(str(tmp_path / "a" / "b" / "result.csv")) as file:
         file.write(b"new")
-    assert path.read_bytes() == b"new"
+    assert (tmp_path / "a" / "b" / "result.csv").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
-def test_exception_in_the_block_leaves_the_old_file_and_nothing_else(
-    exception: type[BaseException], tmp_path: Path
-) -> None:
-    path = tmp_path / "result.csv"
-    path.write_bytes(b"old")
+def test_exception_in_the_block_leaves_the_old_file_alone(exception: type[BaseException], path: Path) -> None:
     with pytest.raises(exception), write_whole(path) as file:
         file.write(b"half of the n")
         raise exception
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["result.csv"]
+    assert os.listdir(path.parent) == ["result.csv"]
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
-def test_full_disk_leaves_the_old_file_and_nothing_else(
-    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_leaves_the_old_file_alone(fails: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    path = tmp_path / "result.csv"
-    path.write_bytes(b"old")
     monkeypatch.setattr(os, fails, full)
     with pytest.raises(OSError, match="No space left"), write_whole(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["result.csv"]
+    assert os.listdir(path.parent) == ["result.csv"]
 
 
-def test_file_in_the_place_of_the_folder_is_an_oserror(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(OSError, match=r"file"), write_whole(tmp_path / "file" / "result.csv"):
+def test_file_in_the_place_of_the_folder_is_an_oserror(path: Path) -> None:
+    with pytest.raises(OSError, match="result.csv"), write_whole(path / "other.csv"):
         pass
-    assert (tmp_path / "file").read_bytes() == b"old"
+    assert path.read_bytes() == b"old"
 
 
 def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_return(

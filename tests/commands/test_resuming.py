@@ -1,0 +1,171 @@
+"""fit --ckpt_path: a run goes on as if it had never ended, wherever its checkpoint lies and whatever wrote it."""
+
+import csv
+import itertools
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Timer
+from running import DIGITS, RUN, Fit, accuracy, command, files, last, loaded, refused
+
+QUICK = ("--pictures", "false")
+WHOLE = (*DIGITS, "--data.batch_size", 64)  # 21 steps an epoch, as of the fixture `convnet`
+
+
+def assert_same_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["global_step"] == b["global_step"]
+    assert all(torch.equal(value, b["state_dict"][name]) for name, value in a["state_dict"].items())
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def versions() -> list[str]:
+    return sorted(str(path.relative_to("lightning_logs")) for path in Path("lightning_logs").glob("*/version_*"))
+
+
+def test_fit_resumes_the_newest_run_whatever_its_model_in_its_folder(convnet: Path, resnet: Path) -> None:
+    os.utime(convnet / "checkpoints" / "last.ckpt")
+    out = command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
+    assert "epoch 3/3" in out and "epoch 2/3" not in out
+    assert versions() == ["ConvNet-digits/version_0", "ResNet18-digits/version_0"]
+    assert [row["step"] for row in rows(convnet) if row["val/acc"]] == ["20", "41", "62"]
+    assert last()["epoch"] == 2
+    os.utime(resnet / "checkpoints" / "last.ckpt")
+    limits = ("--trainer.max_epochs", 6, "--trainer.limit_train_batches", 2)
+    assert "epoch 6/6" in command("fit", "--ckpt_path", "last", *limits, *QUICK)
+    assert last(resnet)["epoch"] == 5
+
+
+@pytest.mark.parametrize(("cut", "steps"), [
+    ("--trainer.max_steps 26", (21, 26)), ("--trainer.max_time 00:00:00:05", (6, 6))
+])  # fmt: skip
+def test_fit_that_was_cut_short_has_best_and_last_and_goes_on_with_the_steps_that_are_missing(
+    cut: str, steps: tuple[int, int], convnet_fit: Fit, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: next(clock))  # a second more each time that it is looked at
+    out = command("fit", *WHOLE, "--trainer.max_epochs", 2, *cut.split())
+    assert f"--ckpt_path {RUN}/checkpoints/best.ckpt" in out
+    assert (loaded(RUN / "checkpoints" / "best.ckpt")["global_step"], last()["global_step"]) == steps
+    command("fit", "--ckpt_path", "last", "--trainer.max_steps", -1, "--trainer.max_time", "null", *QUICK)
+    assert_same_weights(last(), last(convnet_fit.root / RUN))
+    assert versions() == ["ConvNet-digits/version_0"]
+
+
+def test_run_that_had_already_ended_says_so_and_how_to_go_on(convnet: Path, convnet_fit: Fit) -> None:
+    before = (convnet / "checkpoints" / "best.ckpt").read_bytes()
+    out = command("fit", "--ckpt_path", "last", *QUICK)
+    assert "This run had already ended, at step 42: nothing was trained." in out
+    assert "give a larger --trainer.max_epochs" in out
+    assert accuracy(out) == accuracy(convnet_fit.out)
+    assert (convnet / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("by", ["a path from inside", "a link", "a copy"])
+def test_settings_of_a_run_hold_however_its_checkpoint_is_named(
+    by: str, convnet: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Trainer's, too: it ends after 2 epochs, not 10. The files are where the run is; a copy starts a new one."""
+    (folder / "elsewhere").mkdir()
+    checkpoint = folder / convnet / "checkpoints" / "last.ckpt"
+    monkeypatch.chdir(checkpoint.parent if by == "a path from inside" else folder / "elsewhere")
+    if by == "a link":
+        Path("last.ckpt").symlink_to(checkpoint)
+    elif by == "a copy":
+        shutil.copy(checkpoint, "last.ckpt")
+    before = files(folder)
+    assert "This run had already ended, at step 42" in command("fit", "--ckpt_path", "last.ckpt", *QUICK)
+    run = folder / "elsewhere" / RUN if by == "a copy" else folder / convnet
+    new = {folder / path for path in files(folder) - before}
+    assert new and all(run in path.parents for path in new)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_worse_epoch_after_resuming_does_not_replace_the_best(moved: bool, convnet: Path) -> None:
+    if moved:
+        shutil.move("lightning_logs", "runs/lightning_logs")
+    root = "runs" if moved else "."
+    checkpoints = root / RUN / "checkpoints"
+    before = (checkpoints / "best.ckpt").read_bytes()
+    content = loaded(checkpoints / "last.ckpt")
+    content["state_dict"] = {name: torch.zeros_like(value) for name, value in content["state_dict"].items()}
+    torch.save(content, checkpoints / "last.ckpt")  # goes on from a model that has forgotten everything
+    settings = ("--trainer.max_epochs", 3, "--trainer.limit_train_batches", 2, "--trainer.default_root_dir", root)
+    command("fit", "--ckpt_path", "last", *settings, *QUICK)
+    assert (checkpoints / "best.ckpt").read_bytes() == before
+    assert last(root / RUN)["epoch"] == 2
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("--data.source mnist", "--data.source as in the checkpoint: digits got mnist"),
+    ("--data.batch_size 32", "--data.batch_size as in the checkpoint: 64 got 32"),
+    ("--data.val_size 10", "--data.val_size as in the checkpoint: 5000 got 10"),
+    ("--data.split_seed 4", "--data.split_seed as in the checkpoint: 0 got 4"),
+    ("--model.optimizer.lr 0.5", "--model.optimizer as in the checkpoint.* start a new run"),
+    ("--seed_everything 4", "--seed_everything as in the run: 0 got 4"),
+    ("--model mnist_lightning.ResNet18", "a run of ResNet18 with a checkpoint"),
+])  # fmt: skip
+def test_resuming_with_another_setting_is_refused(setting: str, message: str, convnet: Path) -> None:
+    explained = refused("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *setting.split())
+    assert re.search(f"expected {message}", explained)
+
+
+# ---- Runs of version 0.1
+
+
+def as_version_0_1_wrote_it(run: Path, callbacks: list[dict[str, Any]]) -> None:
+    """What the code of commit 03f69d5 left: no settings in the checkpoint, other names, a config.yaml with all."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("monitor", "monitor_mode", "pictures", "lr_find"):
+        del config[name]
+    for init_args in (config["model"]["init_args"], config["data"]["init_args"]):
+        init_args.pop("num_classes", None)
+    config["trainer"]["callbacks"] = callbacks
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        content = loaded(path)
+        for name in ("mnist_lightning", "generators", "example_input", "class_names"):
+            content.pop(name, None)
+        del content["hyper_parameters"]["num_classes"]
+        (best,) = (name for name in content["callbacks"] if name.startswith("BestCheckpoint{"))
+        state = content["callbacks"][best]
+        del state["best_loss"]
+        content["callbacks"] = {
+            best.replace("BestCheckpoint", "RunCheckpoint"): state,
+            "LastCheckpoint{'monitor': None, 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
+            "'train_time_interval': None}": {**state, "monitor": None, "best_model_score": None, "best_k_models": {}},
+        }
+        torch.save(content, path)
+
+
+def test_run_of_version_0_1_is_read_tested_and_resumed(convnet: Path, convnet_fit: Fit) -> None:
+    as_version_0_1_wrote_it(convnet, callbacks=[])
+    assert accuracy(command("test", "--ckpt_path", "best", *QUICK)) == accuracy(convnet_fit.out)
+    assert f"{convnet}/predictions.csv" in command("predict", "--ckpt_path", "best")
+    best = (convnet / "checkpoints" / "best.ckpt").read_bytes()
+    out = command("fit", "--ckpt_path", "last", *QUICK)
+    assert "This run had already ended, at step 42" in out  # its max_epochs is 2, not 10
+    command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, "--trainer.limit_val_batches", 0, *QUICK)
+    assert last()["global_step"] == 63
+    assert (convnet / "checkpoints" / "best.ckpt").read_bytes() == best
+    assert refused("fit", "--ckpt_path", "last", "--data.batch_size", 32)
+
+
+def test_callback_of_version_0_1_is_found_under_its_name_of_today(resnet: Path) -> None:
+    unfreezing = {"class_path": "mnist_lightning.unfreezing.GradualUnfreezing", "init_args": {"layers": [0]}}
+    as_version_0_1_wrote_it(resnet, callbacks=[unfreezing])
+    for given in (("--ckpt_path", "last", "--trainer.max_epochs", 6), ("--config", resnet / "config.yaml")):
+        weights = ("--model.weights", "none") if given[0] == "--config" else ()
+        command("fit", *given, *weights, "--trainer.limit_val_batches", 0, *QUICK)
+        run = resnet.with_name("version_1") if given[0] == "--config" else resnet
+        (kept,) = last(run)["mnist_lightning"]["trainer"]["callbacks"]
+        assert kept["class_path"] == "mnist_lightning.finetuning.unfreezing.GradualUnfreezing"
