@@ -4,6 +4,7 @@ The files are real IDX files, packed as the official ones are, with 640 + 200 of
 learns them. `mnist_lightning.sources.FILES` is made to expect just these.
 """
 
+import functools
 import gzip
 import hashlib
 import socket
@@ -18,7 +19,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from mnist_lightning import sources
+from mnist_lightning import data, sources
 
 TRAIN, TEST = 640, 200  # images in the small files; 200 isn't a multiple of any batch size in use
 
@@ -29,6 +30,14 @@ Answer = bytes | Callable[[BaseHTTPRequestHandler], None]
 def one_thread() -> None:
     """Small batches gain nothing from a second thread, and lose much of it on a machine that is busy otherwise."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def digits_read_once() -> Iterator[None]:
+    """Hundreds of tests use scikit-learn's digits, and each reading takes 50 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load_digits", functools.cache(sources.load_digits))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -175,7 +175,6 @@ def test_option_does_what_it_says_or_is_refused(
         return
     assert code == 0, error.getvalue()
     printed = out.getvalue()
-    run_folder = next(Path().rglob("version_*/config.yaml"), None)
     named = [shlex.split(line)[1] for line in printed.splitlines() if line.startswith("Run ")]
     named += re.findall(r"--(?:logdir|ckpt_path) ('[^']*'|\S+)", printed)
     for path in named:
@@ -190,12 +189,11 @@ def test_option_does_what_it_says_or_is_refused(
         assert "Test           not measured" in printed
         return
     accuracy = float(re.search(r"^Test accuracy  (\S+) %", printed, flags=re.M)[1])
-    assert f"{100 * tested(run_folder / 'checkpoints' / 'best.ckpt', option, case):.2f}" == f"{accuracy:.2f}"
+    assert f"{100 * accuracy_of(next(Path().rglob('version_*/checkpoints/best.ckpt')), case.value if option == 'precision' else '32'):.2f}" == f"{accuracy:.2f}"
 
 
-def tested(checkpoint: Path, option: str, case: Case) -> float:
+def accuracy_of(checkpoint: Path, precision: str) -> float:
     """The accuracy of a checkpoint by a plain Trainer."""
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    precision = case.value if option == "precision" else "32"
     trainer = Trainer(accelerator="cpu", devices=1, precision=precision, **off)
     return trainer.test(load_model(checkpoint), datamodule=Few(), verbose=False)[0]["test/acc"]

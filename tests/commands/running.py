@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from mnist_lightning.commands.cli import run
 
@@ -54,6 +55,13 @@ def refused(*args: object) -> str:
     assert re.match("error: expected .*\n       got .*\n", message) and "Error" not in message, message
     assert files(Path()) | folders() == before
     return " ".join(message.split())
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
+    with pytest.raises(SystemExit) as ended:
+        run([*map(str, args), "--print_config"])
+    assert ended.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
 
 
 def accuracy(output: str) -> str:

@@ -1,6 +1,5 @@
 """Bad input: exit code 2, three lines that say what was expected, what was there and what to do, and nothing left."""
 
-import pickle
 import re
 import sys
 from pathlib import Path
@@ -55,13 +54,6 @@ def hyperparameters(**changes: Any) -> dict[str, Any]:
     return {"hyper_parameters": {"_class_path": "mnist_lightning.convnet.ConvNet", **changes}}
 
 
-class Trap:
-    """Pickled, it is a call that makes a file; whoever unpickles it, makes the call."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("sprung"),)
-
-
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files of the wrong kind, by the names that the table below uses."""
@@ -80,11 +72,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class_gone.ckpt": checkpoint(**hyperparameters(_class_path="mnist_lightning.gone.Net")),
         "class_foreign.ckpt": checkpoint(**hyperparameters(_class_path="torch.nn.Linear")),
         "resnet_shape.pth": {**resnet18().state_dict(), "conv1.weight": torch.zeros(32, 3, 7, 7)},
-        "trap.ckpt": checkpoint(callbacks=Trap()),
     }
     for name, content in contents.items():
         torch.save(content, folder / name)
-    (folder / "trap.pickle").write_bytes(pickle.dumps(checkpoint(callbacks=Trap())))
     whole = (folder / "whole.ckpt").read_bytes()
     (folder / "truncated.ckpt").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -137,7 +127,6 @@ BAD = {
     "fit --model mine.Own --model.width wide": "--model.width to be a whole number got wide",
     "fit --model nowhere.Net": "a valid --model got nowhere.Net: No module named 'nowhere'",
     "fit --trainer.callbacks nowhere.Watch": "a valid --trainer.callbacks got nowhere.Watch: No module named 'nowhere'",
-    "fit --data.source digits --trainer.logger WandbLogger": "got .*wandb.* not met",
     # Wrong type or range
     "fit --data.batch_size 0": "--data.batch_size to be a number >0 got 0",
     "fit --data.batch_size many": "--data.batch_size to be a whole number got many",
@@ -151,9 +140,6 @@ BAD = {
     "fit --model.scheduler StepLR": "step_size beside --model.scheduler got nothing add --model.scheduler.step_size",
     "fit --trainer.max_epochs ten": "--trainer.max_epochs to be a whole number got ten",
     "fit --data.source digits --trainer.max_epochs -5": "got .*max_epochs.* -5",
-    "fit --data.source digits --trainer.limit_train_batches 2.5": "got .*2.5 for limit_train_batches",
-    "fit --data.source digits --trainer.precision 7": "--trainer.precision to be one of .*bf16-mixed.* got 7",
-    "fit --data.source digits --trainer.accelerator warp": "got .*accelerator.*warp",
     "fit --data.source digits --trainer.val_check_interval 1000": "got .*val_check_interval.*1000",
     "fit --data.source digits --trainer.max_epochs -1 --model.scheduler OneCycleLR --model.scheduler.max_lr 1":
         "a fit of known length for this schedule got none give --trainer.max_epochs",
@@ -261,17 +247,6 @@ def test_refusal_of_the_system_is_explained(
     """It is played: whoever runs the tests as root may write everywhere."""
     monkeypatch.setattr(place, Mock(side_effect=error))
     assert re.search(message, refused(*command.split()))
-
-
-@pytest.mark.parametrize("name", ["trap.ckpt", "trap.pickle"])
-@pytest.mark.parametrize("command", [
-    "test --ckpt_path", "fit --ckpt_path", "fit --data.source digits --model ResNet18 --model.weights"
-])  # fmt: skip
-def test_code_in_a_checkpoint_is_refused_and_not_run(command: str, name: str) -> None:
-    assert f"got {name}, which is damaged or something else" in refused(*command.split(), name)
-    assert not Path("sprung").exists()
-    pickle.loads(Path(name).read_bytes()) if name.endswith("pickle") else torch.load(name, weights_only=False)
-    assert Path("sprung").exists()  # the trap is one
 
 
 def test_user_error_is_expected_got_remedy() -> None:

@@ -1,7 +1,8 @@
 """The lesson: its listings print what it says, its two pages have one code, its networks are the package's."""
 
-import importlib.util
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,13 @@ from mnist_lightning import ConvNet
 
 PAGE = PAGES[0].read_text()
 SLOW_SECTIONS = ("## 9", "## 10", "## 11")  # they pretrain and use a ResNet18: about a minute
-READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 # matplotlib converts tensors through numpy, and torch lacks numpy 2's new arguments.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_(_|wrap__):DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lesson]:
     """One session of a reader, in which the tests run the lesson's listings in order."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -143,8 +143,6 @@ def test_listings_on_mnist_print_what_the_page_says(tmp_path: Path, monkeypatch:
 
 def code(block: Block) -> str:
     """Without comments, docstrings and empty lines, which may be translated."""
-    import ast
-
     tree = ast.parse(block.content)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -212,30 +210,3 @@ def test_numbers_apart_are_noticed() -> None:
     assert not agree("loss 0.30, 83 steps", "loss 0.30, 84 steps", trained=True)
     assert not agree("mean 0.1593", "mean 0.1307", trained=False)
     assert not agree("train loss 0.3", "val loss 0.3", trained=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("document", READMES, ids=lambda path: path.name)
-def test_python_of_the_readmes_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the digits, for one epoch; a block that needs an optional package is left out without it."""
-    from lightning import Trainer
-
-    from mnist_lightning import MNISTDataModule
-
-    monkeypatch.chdir(tmp_path)
-    lesson = Lesson(tmp_path)
-    for block in blocks(document.read_text()):
-        if block.language != "python":
-            continue
-        needed = re.findall(r"^(?:import|from) (\w+)", block.content, re.MULTILINE)
-        if any(importlib.util.find_spec(name) is None for name in needed):
-            continue
-        short = block.content.replace("MNISTDataModule()", 'MNISTDataModule(source="digits")')
-        short = re.sub(r"max_epochs=\d+", "max_epochs=1", short)
-        if "model.onnx" in short:
-            model, data = ConvNet(), MNISTDataModule(source="digits")
-            trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=True)
-            trainer.fit(model, data)
-            trainer.save_checkpoint("model.ckpt")
-            lesson.command("python -m mnist_lightning export --ckpt_path model.ckpt --output model.onnx")
-        lesson.run(block._replace(content=short))

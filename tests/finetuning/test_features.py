@@ -1,5 +1,7 @@
 """FeatureCache: exact or off, named after all that determines the features, whole or computed again."""
 
+import copy
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,9 +28,14 @@ def digits(**settings: Any) -> MNISTDataModule:
     return MNISTDataModule(source="digits", batch_size=16, train_size=TRAIN, val_size=200, **settings)
 
 
-def resnet(**arguments: Any) -> ResNet18:
+@functools.cache  # to draw 11 million weights takes longer than to copy them
+def built(**arguments: Any) -> ResNet18:
     torch.manual_seed(0)
     return ResNet18("none", image_size=28, **arguments)
+
+
+def resnet(**arguments: Any) -> ResNet18:
+    return copy.deepcopy(built(**arguments))
 
 
 class Fit(NamedTuple):

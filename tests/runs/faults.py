@@ -105,15 +105,6 @@ class Fault(Callback):
         next(self.model.parameters()).data.fill_(float("nan"))
 
 
-class Metrics(Callback):
-    """Writes each metric to the last bit to the file METRICS."""
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            lines = [f"{name} {float(value).hex()}\n" for name, value in sorted(trainer.callback_metrics.items())]
-            Path(os.environ["METRICS"]).write_text("".join(lines))
-
-
 class WithDropout(DigitClassifier):
     """A network that draws random numbers in each training step."""
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from mnist_lightning import load_model
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
@@ -114,21 +113,6 @@ def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest
 
 
 # ---- What a fit keeps
-
-
-@pytest.mark.filterwarnings("ignore:The checkpoint's optimizer was a Python function")
-@pytest.mark.parametrize("settings", [{}, {"optimizer": lambda params: torch.optim.Adam(params)}], ids=["", "lambda"])
-def test_checkpoint_of_a_fit_alone_gives_its_model_and_data(settings: dict[str, Any], tmp_path: Path) -> None:
-    run, path = trainer(tmp_path), tmp_path / "saved.ckpt"
-    run.fit(ConvNet(**settings), MNISTDataModule(source="digits", batch_size=8))
-    run.save_checkpoint(path)
-    content = torch.load(path, weights_only=True)
-    assert content["hyper_parameters"]["_class_path"] == "mnist_lightning.convnet.ConvNet"
-    data = MNISTDataModule.load_from_checkpoint(path)
-    assert (data.hparams["source"], data.hparams["batch_size"]) == ("digits", 8)
-    state = content["state_dict"]
-    for model in (ConvNet.load_from_checkpoint(path), load_model(path)):
-        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 class Scripted(ConvNet):
