@@ -95,7 +95,8 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
 
     In this process the loops would share what `fit` asks of malloc, see memory.py.
     """
-    code = "from benchmarks.loops import *\nfrom mnist_lightning.runs.memory import keep_freed_memory\nimport resource\n"
+    code = "from benchmarks.loops import *\nimport resource\n"
+    code += "from mnist_lightning.runs.memory import keep_freed_memory\n"
     peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
     code += f"{loop}\n    print('yielded', repr(value), {peak}, flush=True); input()"
     command = [sys.executable, "-W", "ignore", "-c", code]

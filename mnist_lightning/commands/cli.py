@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -273,6 +273,8 @@ class CLI(LightningCLI):
             callbacks = self._callbacks(settings)
             if not any(isinstance(callback, ProgressBar) for callback in callbacks + given(settings["callbacks"])):
                 kwargs["enable_progress_bar"] = False
+            if not any(isinstance(callback, Checkpoint) for callback in callbacks + given(settings["callbacks"])):
+                kwargs["enable_checkpointing"] = False  # Lightning would add a ModelCheckpoint of its own
             self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
             return super().instantiate_trainer(**kwargs)
         except Exception:

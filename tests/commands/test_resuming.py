@@ -151,6 +151,8 @@ def test_run_of_version_0_1_is_read_tested_and_resumed(convnet: Path, convnet_fi
     assert last()["global_step"] == 63
     assert (convnet / "checkpoints" / "best.ckpt").read_bytes() == best
     assert refused("fit", "--ckpt_path", "last", "--data.batch_size", 32)
+    (convnet / "config.yaml").write_text("somebody: else's\n")
+    assert "had already ended" in command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
 
 
 def test_newest_run_is_resumed_whatever_its_model_with_a_callback_of_version_0_1(convnet: Path, resnet: Path) -> None:
