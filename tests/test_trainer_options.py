@@ -26,10 +26,8 @@ from mnist_lightning.commands.cli import run
 from mnist_lightning.sources import Digits, Split, load_digits
 
 # What Lightning warns of is said to the user; here it would end the fit.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-# Not in the default run: it has not been seen to pass whole yet, and takes minutes.
-pytestmark = pytest.mark.slow
+# Slow: it has not been seen to pass whole yet, and takes minutes.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 EPOCH = 5  # steps: 80 images, 16 a batch
 FEW = f"{__name__}.Few"
