@@ -7,6 +7,7 @@
 """
 
 import argparse
+import math
 import re
 import shutil
 import socket
@@ -22,11 +23,29 @@ from urllib.request import urlopen
 
 from playwright.sync_api import Page, sync_playwright
 
-SIZE = {"width": 1280, "height": 720}  # pixels
-THREE = [  # strokes of a handwritten 3, as shares of the canvas
-    [(0.3, 0.27), (0.36, 0.2), (0.46, 0.165), (0.57, 0.18), (0.64, 0.25), (0.645, 0.34), (0.58, 0.42), (0.46, 0.465)],
-    [(0.46, 0.465), (0.6, 0.49), (0.685, 0.57), (0.69, 0.68), (0.62, 0.78), (0.49, 0.825), (0.37, 0.8), (0.29, 0.73)],
-]
+GPU_IN_SOFTWARE = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # for the projector
+FIND_DATA_PANEL = """() => {
+    const find = (root) => {
+        for (const element of root.querySelectorAll("*")) {
+            if (element.localName === "vz-projector-data-panel") return element;
+            const inside = element.shadowRoot && find(element.shadowRoot);
+            if (inside) return inside;
+        }
+    };
+    return find(document);
+}"""
+HIDDEN = ("augment", "batch_size", "label_smoothing", "num_classes")  # columns of hparams without a difference
+
+
+def three() -> list[tuple[float, float]]:
+    """A handwritten 3 as one stroke, in shares of the canvas."""
+    upper = [(0.46 + 0.17 * math.cos(a), 0.31 + 0.15 * math.sin(a)) for a in steps(-2.8, 1.7)]
+    lower = [(0.46 + 0.2 * math.cos(a), 0.645 + 0.19 * math.sin(a)) for a in steps(-1.6, 2.7)]
+    return upper + lower
+
+
+def steps(first: float, last: float) -> list[float]:
+    return [first + (last - first) * i / 25 for i in range(26)]
 
 
 @contextmanager
@@ -51,46 +70,53 @@ def server(*command: str) -> Iterator[str]:
 
 
 def scalars(page: Page, address: str, run: str) -> None:
-    show(page, f"{address}#scalars&_smoothingWeight=0", run, "^(train|val|test)/(acc|loss)$")
+    show(page, f"{address}#scalars&_smoothingWeight=0", run, "^(train|val)/(acc|loss)$")
     page.get_by_text("Ignore outliers in chart scaling").click()  # it cuts lines off at the frame
     page.wait_for_timeout(3000)
 
 
 def images(page: Page, address: str, run: str) -> None:
-    show(page, f"{address}#images", run, "test|feature maps")
+    show(page, f"{address}#images", run, "test/(conf|mis)|maps")
 
 
 def show(page: Page, address: str, run: str, tags: str) -> None:
     page.goto(f"{address}&regexInput={quote('^' + run + '$')}&tagFilter={quote(tags)}")
-    page.wait_for_timeout(8000)
+    page.wait_for_timeout(10000)
 
 
-def hparams(page: Page, address: str) -> None:
+def hparams(page: Page, address: str, run: str) -> None:
     page.goto(f"{address}#hparams")
-    page.wait_for_timeout(8000)
+    page.wait_for_timeout(10000)
+    for column in (*HIDDEN, "optimizer/lr"):
+        page.get_by_text(column, exact=True).first.click()
+    page.wait_for_timeout(2000)
 
 
 def projector(page: Page, address: str, run: str) -> None:
-    page.goto(f"{address}#projector")
-    page.wait_for_timeout(20000)
+    page.goto(f"{address}#projector")  # it opens with the first run
+    page.wait_for_timeout(30000)
+    # Not by clicks: the moving picture keeps a slow machine too busy to take them.
+    page.frames[-1].evaluate_handle(FIND_DATA_PANEL).evaluate("panel => { panel.selectedColorOptionName = 'label' }")
+    page.wait_for_timeout(4000)
 
 
 def demo(page: Page, address: str) -> None:
     page.goto(address)
     canvas = page.locator("canvas").last
     canvas.wait_for()
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(5000)
     box = canvas.bounding_box()
     assert box is not None
-    for stroke in THREE:
-        for i, (x, y) in enumerate(stroke):
-            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
-            if i == 0:
-                page.mouse.down()
-        page.mouse.up()
-        page.wait_for_timeout(1000)
+    for i, (x, y) in enumerate(three()):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        if i == 0:
+            page.mouse.down()
+    page.mouse.up()
     page.get_by_text(re.compile("confidence")).wait_for()
-    page.wait_for_timeout(2000)
+    page.wait_for_timeout(5000)
+
+
+TABS = {"scalars": (scalars, 720), "images": (images, 980), "hparams": (hparams, 720), "projector": (projector, 830)}
 
 
 def main() -> None:
@@ -98,28 +124,26 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs"))
     parser.add_argument("--run", default="ConvNet/version_0")
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
-    parser.add_argument("--only", nargs="+", default=["scalars", "hparams", "images", "projector", "demo"])
+    parser.add_argument("--only", nargs="+", default=[*TABS, "demo"])
     args = parser.parse_args()
     best = args.logdir / args.run / "checkpoints/best.ckpt"
     tensorboard = ("-m", "tensorboard.main", "--logdir", str(args.logdir), "--port")
-    page_of = ("-m", "mnist_lightning", "demo", "--ckpt_path", str(best), "--browser", "false", "--port")
+    drawing = ("-m", "mnist_lightning", "demo", "--ckpt_path", str(best), "--browser", "false", "--port")
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
-        options = ["--use-gl=swiftshader", "--enable-webgl", "--ignore-gpu-blocklist", "--no-sandbox"]
-        browser = playwright.chromium.launch(executable_path=found, args=options)
+        browser = playwright.chromium.launch(executable_path=found, args=[*GPU_IN_SOFTWARE, "--no-sandbox"])
         with server(*tensorboard) as address:
-            for name, draw in (("scalars", scalars), ("images", images), ("projector", projector)):
+            browser.new_page().goto(address)  # reads the events; else the first tab may be missing
+            time.sleep(10)
+            for name, (draw, height) in TABS.items():
                 if name in args.only:
-                    page = browser.new_page(viewport=SIZE)
+                    page = browser.new_page(viewport={"width": 1280, "height": height})
                     draw(page, address, args.run)
-                    page.screenshot(path=args.output / f"tensorboard-{name}.png")
-            if "hparams" in args.only:
-                page = browser.new_page(viewport=SIZE)
-                hparams(page, address)
-                page.screenshot(path=args.output / "tensorboard-hparams.png")
+                    page.screenshot(path=args.output / f"tensorboard-{name}.png", timeout=90_000)
+                    page.close()
         if "demo" in args.only:
-            with server(*page_of) as address:
-                page = browser.new_page(viewport=SIZE)
+            with server(*drawing) as address:
+                page = browser.new_page(viewport={"width": 1280, "height": 720})
                 demo(page, address)
                 page.screenshot(path=args.output / "demo.png", full_page=True)
 
