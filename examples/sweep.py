@@ -24,7 +24,7 @@ class Trial(CLI):
     """A `fit` without the final test."""
 
     def after_fit(self) -> None:
-        print(f"Validation accuracy {self.model_checkpoint.best_model_score:.4f} in {self.run_folder}", flush=True)
+        print(f"Validation accuracy {self.best.best_model_score:.4f} in {self.folder}", flush=True)
 
 
 def objective(trial: optuna.Trial) -> float:
@@ -33,7 +33,7 @@ def objective(trial: optuna.Trial) -> float:
         trained = Trial(["fit", *options.fit, "--model.optimizer.lr", f"{rate:.3g}"])
     except UserError as error:
         sys.exit(report(error))
-    return float(trained.model_checkpoint.best_model_score or 0)
+    return float(trained.best.best_model_score or 0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SWEEP = Path(__file__).parents[1] / "examples" / "sweep.py"
+SWEEP = Path(__file__).parents[2] / "examples" / "sweep.py"
 SHORT = ["--data.source", "digits", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
 
 
