@@ -89,6 +89,12 @@ def hparams(page: Page, address: str, run: str) -> None:
     page.wait_for_timeout(10000)
     for column in (*HIDDEN, "optimizer/lr"):
         page.get_by_text(column, exact=True).first.click()
+    page.get_by_text("Hyperparameters", exact=True).scroll_into_view_if_needed()
+    page.mouse.move(422, 156)
+    page.mouse.down()
+    page.mouse.move(480, 156, steps=10)  # the names of the runs in full
+    page.mouse.up()
+    page.mouse.move(770, 600)
     page.wait_for_timeout(2000)
 
 
@@ -97,7 +103,10 @@ def projector(page: Page, address: str, run: str) -> None:
     page.wait_for_timeout(30000)
     # Not by clicks: the moving picture keeps a slow machine too busy to take them.
     page.frames[-1].evaluate_handle(FIND_DATA_PANEL).evaluate("panel => { panel.selectedColorOptionName = 'label' }")
-    page.wait_for_timeout(4000)
+    page.mouse.move(645, 420)
+    page.mouse.wheel(0, 150)  # farther away; that ends the rotation, too
+    page.mouse.move(1100, 600)
+    page.wait_for_timeout(5000)
 
 
 def demo(page: Page, address: str) -> None:
@@ -116,7 +125,7 @@ def demo(page: Page, address: str) -> None:
     page.wait_for_timeout(5000)
 
 
-TABS = {"scalars": (scalars, 720), "images": (images, 980), "hparams": (hparams, 720), "projector": (projector, 830)}
+TABS = {"scalars": (scalars, 720), "images": (images, 980), "hparams": (hparams, 720), "projector": (projector, 812)}
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ def text(document: str) -> str:
 
 def commands(document: str) -> list[list[str]]:
     """The words after `python -m mnist_lightning` (or torchrun's) of the lines in blocks without a language."""
-    lines = [line for language, content in BLOCK.findall(text(document)) if not language for line in content.splitlines()]  # noqa: E501,E128
-    found = [re.search(r"-m mnist_lightning (\w+ .*)", line.partition("; done")[0]) for line in lines]
+    plain = "".join(content for language, content in BLOCK.findall(text(document)) if not language)
+    found = [re.search(r"-m mnist_lightning (\w+ .*)", line.partition("; done")[0]) for line in plain.splitlines()]
     return [match[1].replace("$lr", "0.01").replace("'", "").split() for match in found if match]
 
 
@@ -51,12 +51,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     photo.save("photos/1.png")
     assert run(["fit", *SHORT]) == 0
     (tmp_path / "lightning_logs/ConvNet").symlink_to("ConvNet-digits")
-    (tmp_path / "lightning_logs/ResNet18-digits").symlink_to("ConvNet-digits")  # of which the parser asks the path alone  # noqa: E501,E128
+    # A ResNet18 takes long to train, and the parser looks at the path alone.
+    (tmp_path / "lightning_logs/ResNet18-digits").symlink_to("ConvNet-digits")
     return tmp_path
 
 
 def test_commands_are_accepted(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """By the parser, with their options, classes and config files: what it accepts it prints as a whole configuration."""  # noqa: E501,E128
+    """By the parser, with their options, classes and config files: it prints what it has understood."""
     own = [block for block in pythons("docs/make-it-yours.md") if "class " in block]
     (here / "mine.py").write_text("\n".join(own))
     checked = set()
