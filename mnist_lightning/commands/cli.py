@@ -34,7 +34,7 @@ from mnist_lightning.commands.arguments import (
 from mnist_lightning.commands.demo import demo
 from mnist_lightning.commands.explain import LOOK_UP, cause, explain
 from mnist_lightning.commands.export import export
-from mnist_lightning.commands.parser import Parser, ParserError, class_of, in_full_names
+from mnist_lightning.commands.parser import LimitedTrainer, Parser, ParserError, class_of, in_full_names
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
@@ -59,7 +59,8 @@ DEFAULTS = {
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
 PHOTO = {"shape": [1, 28, 28], "dtype": "uint8"}  # what a model is given of Photos
-OURS = {"mnist_lightning", "lightning", "torch", "torchmetrics", "jsonargparse", "tensorboard", "__main__"}
+OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
+OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
     "model": (LightningModule, [ConvNet, ResNet18]),
@@ -111,6 +112,7 @@ def explain_exception(error: Exception) -> UserError | None:
 
     An exception that went through code of the user's own keeps its traceback.
     """
+    told = str(error)
     while isinstance(error.__cause__, Exception) and modules_of(error)[-1].startswith("jsonargparse"):
         error = error.__cause__  # what a class said when it was built, without jsonargparse's words around it
     modules = modules_of(error)
@@ -123,7 +125,7 @@ def explain_exception(error: Exception) -> UserError | None:
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
     refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError)
     if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.", "jsonargparse.")):
-        reason = cause(str(error)) if modules[-1].startswith("jsonargparse.") else str(error)
+        reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error)
         return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
     return None
 
@@ -154,6 +156,7 @@ class CLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,  # it refuses to resume into a folder, or lets `test` overwrite fit's config
             seed_everything_default=0,
+            trainer_class=LimitedTrainer,
             parser_class=Parser,
             args=args,
         )

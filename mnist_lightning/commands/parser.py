@@ -7,6 +7,7 @@ from typing import Any
 import jsonargparse._typehints  # see forget_arguments
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 
@@ -22,6 +23,37 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         raise ParserError(message) from ex
+
+
+class LimitedTrainer(Trainer):
+    """Lightning's Trainer, whose limits are read as typed: 1 is one batch, 1.0 is all of them.
+
+    Lightning's Optional[Union[int, float]] comes from a cache of typing, which gives the order that anybody in the
+    process asked for first, and jsonargparse takes the first type that fits. `int | float | None` isn't cached.
+
+    Args:
+        limit_train_batches: how many training batches an epoch has, or which share of them.
+        limit_val_batches: how many validation batches, or which share of them.
+        limit_test_batches: how many test batches, or which share of them.
+        limit_predict_batches: how many batches to predict, or which share of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
 
 
 def forget_arguments(parser_or_action: Any, before: Any, now: Any) -> None:

@@ -50,8 +50,12 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
-        if self.rows:
-            self._write()
+        try:
+            if self.rows:
+                self._write()
+        except OSError:
+            if status != "failed":  # else it would hide what the fit failed of: a full disk, for example
+                raise
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
