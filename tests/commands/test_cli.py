@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from running import DIGITS, RUN, SHORT, Fit, accuracy, command, files, last, loaded, printed_config, refused, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -354,6 +355,17 @@ def test_default_root_dir_beside_best_is_where_it_looks(convnet: Path) -> None:
 @pytest.mark.parametrize("limit", ["--trainer.limit_test_batches 0.5", "--trainer.limit_test_batches 1"])
 def test_part_of_the_test_images_is_called_a_part(limit: str, convnet: Path) -> None:
     assert f"on a part of {THE_DIGITS}" in command("test", "--ckpt_path", "best", "--pictures", "false", *limit.split())
+
+
+def test_one_is_one_batch_whatever_order_lightnings_types_are_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val", "test", "predict"):
+        monkeypatch.setitem(Trainer.__init__.__annotations__, f"limit_{part}_batches", float | int | None)
+    limits = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test", "predict")]
+    trainer = printed_config(capsys, "fit", *limits, "--trainer.limit_val_batches=1.0")["trainer"]
+    values = [trainer[f"limit_{part}_batches"] for part in ("train", "val", "test", "predict")]
+    assert [(type(value), value) for value in values] == [(int, 1), (float, 1.0), (int, 1), (int, 1)]
 
 
 def test_predictions_are_one_row_an_image_in_order(convnet: Path, convnet_fit: Fit) -> None:
