@@ -61,7 +61,7 @@ def in_full(message: str, typed: list[str]) -> str:
 
 def settings_of(checkpoint: dict[str, Any], path: Path, resuming: bool) -> dict[str, Any]:
     """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed."""
-    kept = checkpoint.get("mnist_lightning") or settings_before_1_0(checkpoint, path)
+    kept = checkpoint.get("mnist_lightning") or settings_of_version_0_1(checkpoint, path)
     settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
     init_args = settings["model"].get("init_args") or {}
     lost = [name for name, value in init_args.items() if value == FROM_PYTHON]
@@ -76,7 +76,7 @@ def settings_of(checkpoint: dict[str, Any], path: Path, resuming: bool) -> dict[
     return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}
 
 
-def settings_before_1_0(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+def settings_of_version_0_1(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     """The same of a checkpoint that doesn't hold them: from its hyperparameters and its run's config.yaml."""
     run = run_of(path)
     config = read_config(run / "config.yaml") if run else {}

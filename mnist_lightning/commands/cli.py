@@ -1,7 +1,6 @@
 """The command line: LightningCLI with this project's defaults, run folders, and errors for people."""
 
 import inspect
-import shlex
 import signal
 import sys
 import threading
@@ -46,9 +45,8 @@ from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.runs.checks import FirstBatch
-from mnist_lightning.runs.classes import class_names
 from mnist_lightning.runs.console import ParameterCount, hush, progress
-from mnist_lightning.runs.folder import claim, find_checkpoint, results_of, run_of, shown_path, unclaim
+from mnist_lightning.runs.folder import claim, find_checkpoint, quoted, results_of, run_of, unclaim
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
@@ -260,7 +258,6 @@ class CLI(LightningCLI):
         settings = self.config_init[self.subcommand]["trainer"]
         dry = settings["fast_dev_run"] or settings["barebones"] or self.settings.lr_find
         self.fitting = self.subcommand == "fit" and not dry
-        self.names = class_names(self.datamodule, 0)
         self.pictures: Pictures | None = None
         self.predictions: PredictionWriter | None = None
         if self.checkpoint is not None:
@@ -295,6 +292,8 @@ class CLI(LightningCLI):
                 self.settings.data.init_args.source = self.datamodule.source  # auto is settled now
         if self.checkpoint is None and isinstance(self.model, ResNet18):
             self.model.load_pretrained()
+        # All that repeats the run, as plain values: for config.yaml and for each checkpoint.
+        self.plain_settings = without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
         root = Path(self.settings.trainer.default_root_dir or ".")
         resumed = run_of(Path(self.settings.ckpt_path)) if self.checkpoint is not None else None
         self.fresh = resumed is None
@@ -305,7 +304,7 @@ class CLI(LightningCLI):
             self.folder = claim(root, type(self.model).__name__ + ("-digits" if digits else ""))
             try:
                 with write_whole(self.folder / "config.yaml") as file:
-                    file.write(yaml.safe_dump(self._plain_settings(), sort_keys=False).encode())
+                    file.write(yaml.safe_dump(self.plain_settings, sort_keys=False).encode())
             except BaseException:
                 self._give_back()
                 raise
@@ -355,7 +354,7 @@ class CLI(LightningCLI):
             self.pictures = Pictures(None if self.fitting else (self.checkpoint or {}).get("global_step"))
             callbacks.append(self.pictures)
         if self.fitting:
-            callbacks.append(RunState(self._plain_settings()))
+            callbacks.append(RunState(self.plain_settings))
             if settings["enable_checkpointing"] is not False:
                 checkpoints = self.folder.resolve() / "checkpoints"
                 self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)
@@ -364,10 +363,6 @@ class CLI(LightningCLI):
             self.predictions = PredictionWriter(self.folder / "predictions.csv")
             callbacks.append(self.predictions)
         return callbacks
-
-    def _plain_settings(self) -> dict[str, Any]:
-        """All that repeats the run, as plain values."""
-        return without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
 
     # Running
 
@@ -521,11 +516,6 @@ def given(value: Any) -> list[Any]:
     if value in (None, True, False):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def quoted(path: Path) -> str:
-    """A path as one word of a command that can be pasted."""
-    return shlex.quote(shown_path(path))
 
 
 def option_names(parser: LightningArgumentParser) -> list[str]:

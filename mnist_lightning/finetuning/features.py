@@ -35,6 +35,7 @@ class FeatureCache(Callback):
     def __init__(self) -> None:
         self.layers = -1  # how many layers the cached features have passed; -1: nothing is decided yet
         self.used = False
+        self._frozen: list[nn.Parameter] = []  # of those layers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.layers = -1
@@ -44,7 +45,7 @@ class FeatureCache(Callback):
         self._follow(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.used and isinstance(pl_module, ResNet18) and pl_module.frozen < self.layers:
+        if self.used and any(p.requires_grad for p in self._frozen) and isinstance(pl_module, ResNet18):
             got = f"layer {pl_module.frozen + 1} of the backbone unfrozen in mid-epoch, while features are cached"
             remedy = "give --model.cache_features false; in Python list FeatureCache after that callback."
             raise UserError("layers that are unfrozen between epochs", got, remedy)
@@ -71,6 +72,7 @@ class FeatureCache(Callback):
             return
         self.teardown(trainer, pl_module, "")
         self.layers = pl_module.frozen
+        self._frozen = [p for layer in pl_module.layers[: self.layers] for p in layer.parameters()]
         reason = reason_against(pl_module, data)
         self.used = not reason
         if reason or data is None:

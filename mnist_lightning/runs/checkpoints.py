@@ -21,7 +21,7 @@ from torch import Tensor
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely, write_whole
-from mnist_lightning.runs.folder import shown_path
+from mnist_lightning.runs.folder import quoted, shown_path
 
 REMEDY = "give --ckpt_path best, last or another file."
 MINUTE = 60.0  # seconds; what a kill costs at most
@@ -166,7 +166,7 @@ class LastCheckpoint(Checkpoint):
     def _leave(self, trainer: Trainer) -> None:
         self._save(trainer)
         if trainer.is_global_zero:
-            command = f"python -m mnist_lightning fit --ckpt_path {shown_path(self.path)}"
+            command = f"python -m mnist_lightning fit --ckpt_path {quoted(self.path)}"
             print(f"Stopped after step {trainer.global_step}. To go on: {command}")
         sys.exit(128 + (self.signal or signal.SIGTERM))
 

@@ -1,6 +1,7 @@
 """A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, removed if it stays empty."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -70,3 +71,8 @@ def results_of(checkpoint: Path) -> Path:
 def shown_path(path: Path) -> str:
     """As a person would type it: relative where that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
+
+
+def quoted(path: Path) -> str:
+    """The same as one word of a command that can be pasted."""
+    return shlex.quote(shown_path(path))

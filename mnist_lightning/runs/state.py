@@ -21,7 +21,7 @@ class RunState(Callback):
     or a loss that aren't finite end the fit before they overwrite a good checkpoint.
 
     Args:
-        settings: of model and data, as plain values: {"model": {"class_path": ..., "init_args": ...}, "data": ...}.
+        settings: all of the run's, as config.yaml has them: {"model": {"class_path": ..., "init_args": ...}, ...}.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:

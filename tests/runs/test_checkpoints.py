@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -158,6 +159,22 @@ def test_last_is_saved_at_an_epochs_end_once_a_minute_and_where_the_fit_ends(
     monkeypatch.setattr("mnist_lightning.runs.checkpoints.time", clock)
     run.fit(ConvNet(), MNISTDataModule(source="digits"))
     assert steps == saved
+
+
+def test_command_to_go_on_can_be_pasted_where_the_path_has_a_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Asked(ConvNet):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.chdir(tmp_path)
+    last = tmp_path / "my runs" / "last.ckpt"
+    run = trainer(tmp_path, callbacks=[LastCheckpoint(last)], enable_checkpointing=True)
+    with pytest.raises(SystemExit, match="143"):
+        run.fit(Asked(), MNISTDataModule(source="digits"))
+    command = capsys.readouterr().out.split("To go on: ")[1]
+    assert Path(shlex.split(command)[-1]).resolve() == last and last.is_file()
 
 
 def test_fit_gives_the_signal_handlers_back_and_needs_none_in_a_thread(tmp_path: Path) -> None:
