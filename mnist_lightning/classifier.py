@@ -62,7 +62,7 @@ class DigitClassifier(LightningModule):
         metric = {"num_classes": num_classes, "average": "micro", "validate_args": False}
         self.train_acc, self.val_acc, self.test_acc = (MulticlassAccuracy(**metric) for _ in range(3))
         # nan_strategy="disable": a NaN is shown, not dropped
-        self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
 
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError
@@ -71,12 +71,15 @@ class DigitClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")  # (B,)
+        loss = losses.mean()
+        self.train_loss.update(losses)
         self.train_acc.update(logits, labels)
         self.log("train/loss_step", loss)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict({"train/loss": self.train_loss, "train/acc": self.train_acc})
 
     @torch.compiler.disable
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -128,7 +131,8 @@ class DigitClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
-        self.train_acc.reset()  # an earlier fit may have ended in the middle of an epoch
+        for metric in (self.train_loss, self.train_acc):
+            metric.reset()  # an earlier fit may have ended in the middle of an epoch
 
     def stages(self) -> dict[str, nn.Module]:
         """The layers whose feature maps are worth looking at, by name, in order."""

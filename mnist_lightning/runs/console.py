@@ -73,23 +73,30 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self.validated = False
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated = False
+        self.ended: int | None = None  # the epoch that has no line yet
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.validated = True
+        self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        shown = [
-            f"{name} {float(value):.4f}"
-            for name, value in sorted(trainer.callback_metrics.items())
-            if not name.startswith("lr-") and not name.endswith("_step") and (self.validated or name[:3] != "val")
-        ]
-        end = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-        print(f"epoch {trainer.current_epoch + 1}{end}", *shown, sep="  ", flush=True)
+        self.ended = trainer.current_epoch  # the model's own hook, which may log this epoch's means, comes after this
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        if self.ended is not None and trainer.is_global_zero:
+            shown = [
+                f"{name} {float(value):.4f}"
+                for name, value in sorted(trainer.callback_metrics.items())
+                if not name.startswith("lr-") and not name.endswith("_step") and (self.validated or name[:3] != "val")
+            ]
+            end = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+            print(f"epoch {self.ended + 1}{end}", *shown, sep="  ", flush=True)
+        self.ended, self.validated = None, False
 
 
 class ParameterCount(ModelSummary):
