@@ -152,18 +152,6 @@ OPTIONS: dict[str, list[Case]] = {
 }
 
 
-# Not mended yet: each is a traceback, or is refused only after an epoch. A row that passes has to leave this list.
-OPEN = (
-    "callbacks-StochasticWeightAveraging-2-ResNet18",  # resets the frozen BatchNorm's statistics
-    "callbacks-EarlyStopping-5",
-    "callbacks-ModelCheckpoint-7",
-    "callbacks-LearningRateFinder-19",
-    "callbacks-ModelPruning-20",
-    "callbacks-BackboneFinetuning-21-ConvNet",
-    "check_val_every_n_epoch-0-2",
-)
-
-
 def test_every_option_of_this_lightning_has_a_row() -> None:
     assert set(OPTIONS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
 
@@ -176,8 +164,6 @@ def rows() -> Iterator[Any]:
                 quick = model == "ConvNet" and (number == 0 or case.steps is REFUSED)
                 name = f"{option}-{case.value}-{number}-{model}"
                 marks = [] if quick else [pytest.mark.slow]
-                if name.startswith(OPEN):
-                    marks.append(pytest.mark.xfail(strict=True))
                 yield pytest.param(option, case, model, id=name, marks=marks)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelPruning, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -44,7 +44,7 @@ from mnist_lightning.photos import Photos
 from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
-from mnist_lightning.runs.checks import FirstBatch
+from mnist_lightning.runs.checks import Checks
 from mnist_lightning.runs.console import ParameterCount, hush, progress
 from mnist_lightning.runs.folder import claim, find_checkpoint, quoted, results_of, run_of, unclaim
 from mnist_lightning.runs.logger import RunLogger
@@ -121,7 +121,9 @@ def explain_exception(error: Exception) -> UserError | None:
     if isinstance(error, OSError):
         got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
-    refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError)
+    refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError)
+    if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
+        modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
     if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.", "jsonargparse.")):
         reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error)
         return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
@@ -241,9 +243,9 @@ class CLI(LightningCLI):
         if self.checkpoint is None and SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
             got = f"{next(root.glob('hpc_ckpt_*.ckpt'))}, which Lightning would resume from without a word"
             raise UserError("no checkpoint of another job here", got, "move it away, or give it as --ckpt_path.")
-        for name in ("limit_train_batches", "accumulate_grad_batches"):
+        for name in ("limit_train_batches", "accumulate_grad_batches", "check_val_every_n_epoch"):
             if trainer[name] == 0:
-                raise UserError("something to train on", f"--trainer.{name} 0", "give a larger number.")
+                raise UserError(f"--trainer.{name} above 0", "0", "give a larger number, or leave it out.")
         if self.settings.lr_find:
             for name, usual in (("fast_dev_run", False), ("accumulate_grad_batches", 1), ("overfit_batches", 0)):
                 if trainer[name] != usual:
@@ -340,13 +342,15 @@ class CLI(LightningCLI):
         def missing(cls: type) -> bool:
             return not any(isinstance(callback, cls) for callback in theirs)
 
-        callbacks: list[Any] = [FirstBatch()]
+        callbacks: list[Any] = [Checks()]
         if missing(ProgressBar):
             callbacks.append(progress(settings["enable_progress_bar"]))
         if missing(ModelSummary) and settings["enable_model_summary"] is not False:
             callbacks.append(ParameterCount())
         if isinstance(self.model, ResNet18) and self.subcommand == "fit":
             callbacks.append(FeatureCache())
+        if not missing(ModelPruning):
+            self.model.to(memory_format=torch.contiguous_format)  # torch's pruning can't flatten channels_last weights
         logged = settings["logger"] is not False
         if self.fitting and logged and missing(LearningRateMonitor):
             callbacks.append(LearningRateMonitor())

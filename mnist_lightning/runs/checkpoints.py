@@ -21,6 +21,7 @@ from torch import Tensor
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely, write_whole
+from mnist_lightning.runs.checks import check_monitor
 from mnist_lightning.runs.folder import quoted, shown_path
 
 REMEDY = "give --ckpt_path best, last or another file."
@@ -64,23 +65,11 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_loss = loss
         return better
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if str(self.monitor).startswith("val") and trainer.state.fn == "fit":
-            self._check(trainer)
-        super().on_validation_end(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not str(self.monitor).startswith("val"):
-            self._check(trainer)
+            check_monitor(trainer, str(self.monitor))
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
-
-    def _check(self, trainer: Trainer) -> None:
-        if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-            remedy = "give --monitor METRIC, and --monitor_mode min where lower is better."
-            got = f"{self.monitor}; the model logs {logged}"
-            raise UserError("a metric to choose the best checkpoint by", got, remedy)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

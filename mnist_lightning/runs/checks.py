@@ -1,8 +1,9 @@
-"""FirstBatch: looks at the first batch of a fit, validation or test, before torch fails on it without saying why."""
+"""Checks: refuses what could only fail later, or would fail without saying why."""
 
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 
 from mnist_lightning.classifier import DigitClassifier, check_images
@@ -11,8 +12,23 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
 
 
-class FirstBatch(Callback):
-    """Refuses images and labels that a DigitClassifier can't take, and names the datamodule that they come from."""
+class Checks(Callback):
+    """Looks at the callbacks before training, at the metrics after the first validation (the Trainer's sanity check),
+    and at the first batch: images and labels that a DigitClassifier can't take are refused in their datamodule's name.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore
+        if averages and isinstance(pl_module, ResNet18) and pl_module.frozen:
+            got = "a frozen backbone, whose statistics it would reset"
+            remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."
+            raise UserError("BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            for monitor in monitored(trainer):
+                if monitor.startswith("val"):
+                    check_monitor(trainer, monitor)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -24,6 +40,23 @@ class FirstBatch(Callback):
 
     on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
     on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
+
+
+def monitored(trainer: Trainer) -> list[str]:
+    """The metrics that callbacks and schedules of a fit can't do without."""
+    names = [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau and config.strict]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) or (isinstance(callback, EarlyStopping) and callback.strict):
+            names.append(callback.monitor)
+    return [name for name in names if name]
+
+
+def check_monitor(trainer: Trainer, monitor: str) -> None:
+    """Raises UserError if a metric isn't logged."""
+    if monitor not in trainer.callback_metrics:
+        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
+        raise UserError("a metric to monitor", f"{monitor}; the model logs {logged}", remedy)
 
 
 def check(trainer: Trainer, model: LightningModule, batch: Any) -> None:
