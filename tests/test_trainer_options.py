@@ -96,7 +96,7 @@ OPTIONS: dict[str, list[Case]] = {
         callback("DeviceStatsMonitor"),
         callback("ThroughputMonitor", batch_size_fn="builtins.len"),
         callback("GradientAccumulationScheduler", 3, scheduling="'{0: 2}'"),
-        callback("Timer", duration="00:01:00:00", interval="step"),
+        callback("Timer", duration="00:01:00:00"),
         callback("TQDMProgressBar"),
         callback("RichProgressBar"),
         callback("ModelSummary"),

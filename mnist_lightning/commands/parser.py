@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from enum import Enum
 from typing import Any
 
 import jsonargparse._typehints  # see forget_arguments
@@ -81,6 +82,8 @@ def in_full_names(text: str) -> str:
 
 
 load_yaml = get_loader("yaml")
+# Timer's default interval is an Enum, which PyYAML wouldn't write into a config file.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 set_loader("yaml", lambda text: load_yaml(in_full_names(text)), (yaml.YAMLError,))  # a config file's text
 
 
