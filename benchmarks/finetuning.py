@@ -1,6 +1,6 @@
 """What fine-tuning buys: learning curves, how much to train, the best linear head, BatchNorm left in training mode.
 
-    python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --plot docs/images/learning_curves.png
+    python -m benchmarks.finetuning --parts curves --data_dir data --pretraining digits=best.ckpt --plot curves.png
     python -m benchmarks.finetuning --weights resnet18.pth --data_dir data --parts range probe --seeds 1
 
 Prints Markdown: test accuracies of the checkpoint that was best on the validation images, mean ± standard deviation
@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.report import machine, table
 from benchmarks.speed import fit
-from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.data import split
 from mnist_lightning.finetuning.features import extract
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.sources import Split
+from mnist_lightning.sources import Split, load_mnist
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Epochs and batch size by training images: as many steps as the small sets need, and the large ones can afford.
@@ -32,13 +32,17 @@ def measured(options: argparse.Namespace, *args: str) -> tuple[str, float, float
     """(mean ± deviation as text, mean, seconds of one fit) of test accuracies in %."""
     accuracies, seconds = [], []
     for seed in range(options.seeds):
-        common = ["--data.source", "mnist", "--data.data_dir", options.data_dir]
-        common += ["--seed_everything", str(seed), "--data.split_seed", str(seed)]
-        took, accuracy = fit(*args, *common)
+        took, accuracy = fit_seed(options, seed, *args)
         accuracies.append(accuracy)
         seconds.append(took)
     print(" ".join(args), accuracies, file=sys.stderr, flush=True)
     return spread(accuracies), statistics.mean(accuracies), statistics.median(seconds)
+
+
+def fit_seed(options: argparse.Namespace, seed: int, *args: str) -> tuple[float, float]:
+    """(seconds, test accuracy in %) of one fit on MNIST; another seed is another subset, too."""
+    data = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--data.split_seed", str(seed)]
+    return fit(*args, *data, "--seed_everything", str(seed))
 
 
 def spread(accuracies: list[float]) -> str:
@@ -51,39 +55,54 @@ def resnet(options: argparse.Namespace) -> list[str]:
     return ["--model.weights", options.weights, "--model.image_size", str(options.image_size)]
 
 
-def curves(options: argparse.Namespace) -> None:
-    """Accuracy by number of training images, three ways."""
-    points: dict[str, list[float]] = {
-        "ConvNet from scratch": [],
-        "ResNet18 frozen": [],
-        "ResNet18 unfrozen gradually": [],
+def columns(options: argparse.Namespace, size: int) -> dict[str, list[str]]:
+    """What `fit` is told, by the column of the learning curves, for a row of `size` training images."""
+    epochs, batch_size = LENGTHS[size]
+    images = ["--data.train_size", str(size), "--data.val_size", "1000"]
+    steps = [*images, "--data.batch_size", str(batch_size), "--trainer.max_epochs", str(epochs)]
+    scratch = str(CONFIGS / "resnet18_digits.yaml")
+    told = {
+        "ConvNet from scratch": ["--config", str(CONFIGS / "convnet.yaml"), *steps],
+        "ResNet18 from scratch": ["--config", scratch, "--data.augment", "0", *steps],
     }
-    rows = []
+    for number, pretraining in enumerate(options.pretraining):
+        name, _, path = pretraining.partition("=")
+        weights = ["--model.weights", path or name, "--model.image_size", str(options.image_size)]
+        told[f"frozen, {name}"] = ["--config", str(CONFIGS / "resnet18_probe.yaml"), *images, *weights]
+        if number == 0:
+            phase = max(1, epochs // 4)
+            schedule = {"class_path": "GradualUnfreezing", "init_args": {"layers": [0] * phase + [1] * phase + [2]}}
+            callbacks = f"--trainer.callbacks=[{json.dumps(schedule)}]"
+            config = str(CONFIGS / "resnet18_gradual.yaml")
+            told[f"unfrozen gradually, {name}"] = ["--config", config, *steps, *weights, callbacks]
+    return told
+
+
+def curves(options: argparse.Namespace) -> None:
+    """Accuracy by number of training images; what the file of --results already holds isn't run again."""
+    results = Path(options.results)
+    lines = results.read_text().splitlines() if results.exists() else []
+    found = {(name, size, seed): accuracy for name, size, seed, accuracy in map(json.loads, lines)}
     for size in options.sizes:
-        epochs, batch_size = LENGTHS[size]
-        images = ["--data.train_size", str(size), "--data.val_size", "1000"]
-        common = [*images, "--data.batch_size", str(batch_size), "--trainer.max_epochs", str(epochs)]
-        phase = max(1, epochs // 4)
-        schedule = {"class_path": "GradualUnfreezing", "init_args": {"layers": [0] * phase + [1] * phase + [2]}}
-        layers = f"--trainer.callbacks=[{json.dumps(schedule)}]"
-        gradual = str(CONFIGS / "resnet18_gradual.yaml")
-        texts = []
-        for name, args in zip(
-            points,
-            (
-                ["--config", str(CONFIGS / "convnet.yaml"), *common],
-                ["--config", str(CONFIGS / "resnet18_probe.yaml"), *images, *resnet(options)],
-                ["--config", gradual, *common, *resnet(options), layers],
-            ),
-            strict=True,
-        ):
-            text, mean, _ = measured(options, *args)
-            texts.append(text)
-            points[name].append(mean)
-        rows.append([f"{size:,}", str(epochs), *texts])
+        for name, args in columns(options, size).items():
+            for seed in range(options.seeds):
+                if (name, size, seed) not in found:
+                    found[name, size, seed] = accuracy = fit_seed(options, seed, *args)[1]
+                    with results.open("a") as file:
+                        file.write(json.dumps([name, size, seed, accuracy]) + "\n")
+    names = list(columns(options, options.sizes[0]))
+    cells = {
+        (name, size): [found[name, size, seed] for seed in range(options.seeds)]
+        for name in names
+        for size in options.sizes
+    }
+    rows = [
+        [f"{size:,}", str(LENGTHS[size][0]), *(spread(cells[name, size]) for name in names)] for size in options.sizes
+    ]
     print(f"### Learning curves, image size {options.image_size}, {options.seeds} seeds\n")
-    print(table(["training images", "epochs (frozen: 20)", *points], rows) + "\n")
+    print(table(["training images", "epochs (frozen: 20)", *names], rows) + "\n")
     if options.plot:
+        points = {name: [statistics.mean(cells[name, size]) for size in options.sizes] for name in names}
         plot(options.sizes, points, options.plot)
 
 
@@ -128,17 +147,14 @@ def probe(options: argparse.Namespace) -> None:
         args = ["--config", str(CONFIGS / "resnet18_probe.yaml"), "--model.weights", options.weights]
         text, _, seconds = measured(options, *args, "--model.image_size", str(size))
         rows.append([str(size), "`configs/resnet18_probe.yaml`", text, f"{seconds:.0f} s"])
-        data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
-        data.setup("fit")
         model = ResNet18(weights=options.weights, image_size=size)
         model.load_pretrained()
-        features, test_features = (extract(model, part.images, show=True).numpy() for part in data.digits)
-        labels, test_labels = (part.labels.numpy() for part in data.digits)
+        digits = load_mnist(options.data_dir)
+        features, test_features = (extract(model, part.images, show=True).numpy() for part in digits)
+        labels, test_labels = (part.labels.numpy() for part in digits)
         references = []
         for seed in range(options.seeds):
-            data = MNISTDataModule(source="mnist", data_dir=options.data_dir, split_seed=seed)
-            data.setup("fit")
-            train, val = data.indices["train"], data.indices["val"]
+            train, val = split(len(labels), 5000, seed)
             scaler = StandardScaler().fit(features[train])
             x, x_val, x_test = (scaler.transform(part) for part in (features[train], features[val], test_features))
             tried = [LogisticRegression(C=c, max_iter=300).fit(x, labels[train]) for c in (0.01, 0.1, 1.0)]
@@ -154,10 +170,9 @@ def probe(options: argparse.Namespace) -> None:
 
 def batchnorm(options: argparse.Namespace) -> None:
     """The tutorial's frozen ResNet18, whose BatchNorm layers stay in training mode, beside the project's."""
-    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
-    data.setup("fit")
-    images, labels = (part[:10000] for part in data.digits.train)
-    test = Split(*(part[:2000] for part in data.digits.test))
+    digits = load_mnist(options.data_dir)
+    images, labels = (part[:10000] for part in digits.train)
+    test = Split(*(part[:2000] for part in digits.test))
     accuracies: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for training in (True, False):
@@ -200,6 +215,9 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=28)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", type=int, choices=LENGTHS, default=list(LENGTHS), help="of the curves")
+    help = "of the curves: NAME=FILE, or imagenet; the first is unfrozen gradually, too"
+    parser.add_argument("--pretraining", nargs="+", default=["imagenet"], help=help)
+    parser.add_argument("--results", default="curves.jsonl", help="of the curves: where each fit's accuracy is kept")
     parser.add_argument("--plot", help="PNG file for the learning curves")
     options = parser.parse_args()
     sys.argv[1:] = []
