@@ -3,11 +3,6 @@
 B = batch size, C = classes. Images are uint8 (B, 1, 28, 28), labels int64 (B,), logits float (B, C).
 """
 
-import inspect
-import math
-import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +10,6 @@ import torch.nn.functional as F
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS
@@ -25,10 +19,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import UserError
+from mnist_lightning.hyperparameters import plain_hyperparameters, refuse_lost, schedule_arguments
 
 LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<", 1)])
-
-FROM_PYTHON = "a Python function, which a checkpoint can't hold"
 
 
 class DigitClassifier(LightningModule):
@@ -52,11 +45,10 @@ class DigitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._keep_plain_hyperparameters()
+        plain = plain_hyperparameters(type(self), self.hparams)
+        self.hparams.clear()
+        self.save_hyperparameters(plain)
         self.optimizer, self.scheduler = optimizer, scheduler
-        for name, value in (("optimizer", optimizer), ("scheduler", scheduler)):
-            if value == FROM_PYTHON:
-                rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
         self.label_smoothing, self.num_classes = label_smoothing, num_classes
         # validate_args=False: a check of every batch's labels would take as long as the metric itself
         metric = {"num_classes": num_classes, "average": "micro", "validate_args": False}
@@ -109,9 +101,7 @@ class DigitClassifier(LightningModule):
         return [([parameter for parameter in self.parameters() if parameter.requires_grad], 1.0)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        for name, value in (("optimizer", self.optimizer), ("scheduler", self.scheduler)):
-            if value == FROM_PYTHON:
-                raise UserError(f"the {name} to train with", FROM_PYTHON, f"pass {name}= when you load the model.")
+        refuse_lost(optimizer=self.optimizer, scheduler=self.scheduler)
         groups, factors = zip(*self.parameter_groups(), strict=True)
         try:
             optimizer = self.optimizer(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
@@ -123,7 +113,7 @@ class DigitClassifier(LightningModule):
             self.to(memory_format=torch.contiguous_format)
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer, **self._schedule_arguments(factors))
+        schedule = self.scheduler(optimizer, **schedule_arguments(self.scheduler, factors, self))
         by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
         config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
@@ -137,36 +127,6 @@ class DigitClassifier(LightningModule):
     def stages(self) -> dict[str, nn.Module]:
         """The layers whose feature maps are worth looking at, by name, in order."""
         return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
-
-    def _schedule_arguments(self, factors: tuple[float, ...]) -> dict[str, Any]:
-        """What a schedule named on the command line lacks: its length, and a rate for each of several groups."""
-        given = self.scheduler.keywords if isinstance(self.scheduler, partial) else {}
-        filled: dict[str, Any] = {
-            name: [given[name] * factor for factor in factors]  # OneCycleLR and CyclicLR ignore the groups' own rates
-            for name in ("max_lr", "base_lr")
-            if len(factors) > 1 and isinstance(given.get(name), (int, float))
-        }
-        if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
-            # A resumed schedule brings its length along. To ask for it then would make Lightning forget the place in
-            # the epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550
-            steps = sys.maxsize if self.trainer.ckpt_path else self.trainer.estimated_stepping_batches
-            if steps == math.inf:
-                raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
-            filled["total_steps"] = int(steps)
-        return filled
-
-    def _keep_plain_hyperparameters(self) -> None:
-        """From the command line they are plain data; from Python they may be functions and paths, which a checkpoint
-        that loads with weights_only=True can't hold."""
-        defaults = inspect.signature(type(self)).parameters
-        plain: dict[str, Any] = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
-        for name, value in self.hparams.items():
-            if not callable(value):
-                plain[name] = str(value) if isinstance(value, Path) else value
-            elif name not in defaults or value is not defaults[name].default:
-                plain[name] = FROM_PYTHON
-        self.hparams.clear()
-        self.save_hyperparameters(plain)
 
 
 def check_images(images: Tensor, given_by: str = "the caller") -> None:

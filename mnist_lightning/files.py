@@ -1,8 +1,9 @@
-"""Files written whole or not at all, and read without running anything in them."""
+"""Files written whole or not at all, downloaded with a check, and read without running anything in them."""
 
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -12,6 +13,8 @@ from zipfile import ZipFile, is_zipfile
 import torch
 
 from mnist_lightning.errors import UserError
+
+NETWORK_TIMEOUT = 10.0  # seconds to connect, and between two packets
 
 
 @contextmanager
@@ -68,6 +71,44 @@ def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu
         raise UserError(expected, f"a file without read permission: {path}", remedy) from error
     except Exception as error:  # torch.load answers damaged bytes with a dozen kinds of exception
         raise UserError(expected, f"{path}, which is damaged or something else", remedy) from error
+
+
+def download(urls: Sequence[str], path: Path, known_hash: str, remedy: str) -> None:
+    """Tries the addresses in turn. Of several processes one downloads; the others wait, then find the file.
+
+    Raises:
+        UserError: none has the right file.
+        OSError: the folder can't be written, or the disk is full.
+    """
+    import pooch
+    import requests
+    from filelock import FileLock
+
+    def fetch(url: str, output_file: str, _: object) -> None:
+        print(f"Downloading {url}", file=sys.stderr)
+        http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=NETWORK_TIMEOUT)
+        http(url, output_file, None)
+        os.chmod(output_file, 0o644)  # pooch makes it 0600: the folder's other users couldn't read it
+
+    pooch.get_logger().setLevel("WARNING")  # it would announce the download in its own words
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".download.lock"):
+        failures = [f"{path} (damaged)"] if path.is_file() else []
+        for url in urls:
+            try:
+                pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch)
+                return
+            except (requests.RequestException, ValueError) as error:
+                failures.append(f"{url} ({_reason(error)})")
+    expected = f"an intact {path.name} in {path.parent} ({known_hash}), or a network to download it"
+    raise UserError(expected, "; ".join(failures), remedy)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of what went wrong first: requests wraps "timed out" in three more exceptions."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
 
 
 def _umask() -> int:

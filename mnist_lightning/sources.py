@@ -7,7 +7,6 @@ Digits: Alpaydin, Kaynak, https://doi.org/10.24432/C50P49: 1,797 images of 8×8,
 import gzip
 import hashlib
 import math
-import os
 import sys
 import zlib
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import download
 
-NETWORK_TIMEOUT = 10.0  # seconds to connect, and between two packets
 DIGITS_TEST = 360  # the last fifth of the 1,797: mostly other writers than the first four fifths
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")  # torchvision's
 IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"  # torchvision's IMAGENET1K_V1
@@ -28,7 +27,7 @@ IMAGENET_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e0
 
 
 class Split(NamedTuple):
-    images: Tensor  # uint8 (N, 1, 28, 28), 0 = paper, 255 = ink
+    images: Tensor  # uint8 (N, 1, 28, 28), 0 = background, 255 = strokes
     labels: Tensor  # int64 (N,)
 
 
@@ -103,7 +102,7 @@ def imagenet_weights() -> Path:
     remedy = f"put the file from {IMAGENET_URL} there; or give --model.weights PATH, or --model.weights none."
     try:
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != IMAGENET_SHA256:
-            _download([IMAGENET_URL], path, f"sha256:{IMAGENET_SHA256}", remedy)
+            download([IMAGENET_URL], path, f"sha256:{IMAGENET_SHA256}", remedy)
     except OSError as error:
         raise UserError(f"a folder to read and write: {path.parent}", str(error), remedy) from error
     return path
@@ -119,7 +118,7 @@ def _load_idx(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> Te
     urls = [f"{mirror.rstrip('/')}/{packed.name}" for mirror in mirrors or MIRRORS]
     names = ", ".join(f"{file.name}.gz" for file in FILES)
     remedy = f"put {names} there; or give --data.mirrors '[URL]'; or --data.source digits."
-    _download(urls, packed, f"md5:{file.md5_gz}", remedy)
+    download(urls, packed, f"md5:{file.md5_gz}", remedy)
     array = _read_idx(packed, file)
     assert array is not None, f"{packed} has the right MD5, its content has not"
     return array
@@ -137,41 +136,3 @@ def _read_idx(path: Path, file: IDXFile) -> Tensor | None:
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.md5:
         return None
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(file.shape)
-
-
-def _download(urls: Sequence[str], path: Path, known_hash: str, remedy: str) -> None:
-    """Tries the addresses in turn. Of several processes one downloads; the others wait, then find the file.
-
-    Raises:
-        UserError: none has the right file.
-        OSError: the folder can't be written, or the disk is full.
-    """
-    import pooch
-    import requests
-    from filelock import FileLock
-
-    def fetch(url: str, output_file: str, _: object) -> None:
-        print(f"Downloading {url}", file=sys.stderr)
-        http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=NETWORK_TIMEOUT)
-        http(url, output_file, None)
-        os.chmod(output_file, 0o644)  # pooch makes it 0600: the folder's other users couldn't read it
-
-    pooch.get_logger().setLevel("WARNING")  # it would announce the download in its own words
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".download.lock"):
-        failures = [f"{path} (damaged)"] if path.is_file() else []
-        for url in urls:
-            try:
-                pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch)
-                return
-            except (requests.RequestException, ValueError) as error:
-                failures.append(f"{url} ({_reason(error)})")
-    expected = f"an intact {path.name} in {path.parent} ({known_hash}), or a network to download it"
-    raise UserError(expected, "; ".join(failures), remedy)
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of what went wrong first: requests wraps "timed out" in three more exceptions."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return " ".join(str(error).split()).partition(". ")[0] or type(error).__name__

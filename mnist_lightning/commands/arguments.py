@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from mnist_lightning.classifier import FROM_PYTHON
 from mnist_lightning.commands.parser import class_of, in_full_names
 from mnist_lightning.errors import UserError
+from mnist_lightning.hyperparameters import FROM_PYTHON
 from mnist_lightning.runs.folder import run_of
 
 FREE = ("data_dir", "mirrors")  # of the data's settings: where it lies may change in a resumed run

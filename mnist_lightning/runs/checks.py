@@ -13,12 +13,13 @@ from mnist_lightning.resnet import ResNet18
 
 
 class Checks(Callback):
-    """Looks at the callbacks before training, at the metrics after the first validation (the Trainer's sanity check),
-    and at the first batch: images and labels that a DigitClassifier can't take are refused in their datamodule's name.
+    """Looks at the callbacks before training, at the metrics after each validation (the first is the sanity check), and
+    at the first batch: images and labels that a DigitClassifier can't take are refused in their datamodule's name.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
         if averages and isinstance(pl_module, ResNet18) and pl_module.frozen:
             got = "a frozen backbone, whose statistics it would reset"
             remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."

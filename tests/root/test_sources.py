@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from torchvision.datasets import MNIST
 from torchvision.models import ResNet18_Weights
 
-from mnist_lightning import sources
+from mnist_lightning import files, sources
 from mnist_lightning.errors import UserError
 from mnist_lightning.sources import Digits, imagenet_weights, load_digits, load_mnist
 
@@ -264,7 +264,7 @@ BAD_SERVERS: dict[str, tuple[Callable[[BaseHTTPRequestHandler, bytes], object], 
 def test_failed_download_gives_the_reason_and_leaves_nothing(
     case: str, missing: Any, server: Any, monkeypatch: MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(files, "NETWORK_TIMEOUT", 0.2)
     misbehave, reason = BAD_SERVERS[case]
     server.answers[missing.url.removeprefix(server.url)] = lambda handler: misbehave(handler, missing.body)
     before = left_in(missing.path.parent)
@@ -277,7 +277,7 @@ def test_failed_download_gives_the_reason_and_leaves_nothing(
 def test_bad_mirror_is_passed_over_for_the_next(
     case: str, mnist: Any, server: Any, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(files, "NETWORK_TIMEOUT", 0.2)
     for name, content in mnist.packed.items():
         server.answers[f"/bad/{name}"] = lambda handler, body=content: BAD_SERVERS[case][0](handler, body)
     assert_right(load_mnist(str(tmp_path / "new"), [f"{server.url}/bad", mnist.mirror]), mnist.contents)
@@ -328,18 +328,18 @@ def test_interrupted_download_leaves_nothing(weights: Any, monkeypatch: MonkeyPa
 
 OTHER_PROCESS = """
 import json, sys
-from mnist_lightning import sources
+from mnist_lightning import files, sources
 
 sources.IMAGENET_URL, sources.IMAGENET_SHA256, files, data_dir, mirror = json.loads(sys.argv[1])
 sources.FILES = [sources.IDXFile(*file) for file in files]
-download = sources._download
+download = sources.download
 
 def download_together(*args):
     print("must download", flush=True)
     sys.stdin.readline()  # until the test's process must download, too
     download(*args)
 
-sources._download = download_together
+sources.download = download_together
 sources.load_mnist(data_dir, [mirror])
 sources.imagenet_weights()
 """
@@ -354,8 +354,8 @@ def test_two_processes_that_start_together_download_once(
         other.stdin.flush()
         download(*args)
 
-    download = sources._download
-    monkeypatch.setattr(sources, "_download", download_together)
+    download = sources.download
+    monkeypatch.setattr(sources, "download", download_together)
     monkeypatch.setattr(sources, "IMAGENET_URL", weights.url)
     (mnist.raw_dir / f"{LABELS}.gz").unlink()
     constants = [weights.url, sources.IMAGENET_SHA256, sources.FILES, mnist.dir, mnist.mirror]
