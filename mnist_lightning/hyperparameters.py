@@ -1,0 +1,68 @@
+"""Hyperparameters: as plain values for the checkpoint, and those of a schedule that only the fit knows."""
+
+import inspect
+import math
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+
+from mnist_lightning.errors import UserError
+
+FROM_PYTHON = "a Python function, which a checkpoint can't hold"
+
+
+def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's hyperparameters as a checkpoint can hold them, with the path of its class as `_class_path`.
+
+    From the command line they are plain data; from Python they may be functions and paths, which a checkpoint that
+    loads with weights_only=True can't hold.
+    """
+    defaults = inspect.signature(cls).parameters
+    plain: dict[str, Any] = {"_class_path": f"{cls.__module__}.{cls.__qualname__}"}
+    for name, value in given.items():
+        if value == FROM_PYTHON:
+            rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
+        if not callable(value):
+            plain[name] = str(value) if isinstance(value, Path) else value
+        elif name not in defaults or value is not defaults[name].default:
+            plain[name] = FROM_PYTHON
+    return plain
+
+
+def refuse_lost(**hyperparameters: Any) -> None:
+    """Raises UserError if one of them was FROM_PYTHON when the checkpoint was written."""
+    for name, value in hyperparameters.items():
+        if value == FROM_PYTHON:
+            raise UserError(f"the {name} to train with", FROM_PYTHON, f"pass {name}= when you load the model.")
+
+
+def schedule_arguments(scheduler: Any, factors: tuple[float, ...], model: LightningModule) -> dict[str, Any]:
+    """What a schedule named on the command line lacks: its length, and a rate for each of several groups.
+
+    Args:
+        scheduler: builds the schedule; a partial if it comes from the command line.
+        factors: each group's learning rate as a share of the one that was asked for.
+        model: in the fit, if there is one.
+
+    Raises:
+        UserError: the schedule needs the fit's length, and the fit has none.
+    """
+    given = scheduler.keywords if isinstance(scheduler, partial) else {}
+    filled: dict[str, Any] = {
+        name: [given[name] * factor for factor in factors]  # OneCycleLR and CyclicLR ignore the groups' own rates
+        for name in ("max_lr", "base_lr")
+        if len(factors) > 1 and isinstance(given.get(name), (int, float))
+    }
+    if "total_steps" in given and not (given["total_steps"] or given.get("epochs")):
+        # A resumed schedule brings its length along. To ask for it then would make Lightning forget the place in the
+        # epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550
+        steps = sys.maxsize if model.trainer.ckpt_path else model.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
+        filled["total_steps"] = int(steps)
+    return filled
