@@ -316,6 +316,7 @@ def test_commands_of_the_page_run_with_its_python(page: str) -> None:
     assert Path("model.pt2").is_file()
 
 
+@pytest.mark.slow
 def test_what_the_pages_table_adds_or_turns_off_is_accepted(page: str) -> None:
     table = page.split("## Add to a run")[1].split("\n\n")[1]
     options = re.findall("`(--[^`]*)`", table)

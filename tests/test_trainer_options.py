@@ -211,7 +211,10 @@ def accuracy_of(checkpoint: Path, precision: str) -> float:
     return trainer.test(load_model(checkpoint), datamodule=Few(), verbose=False)[0]["test/acc"]
 
 
-@pytest.mark.parametrize("model", [ConvNet, partial(ResNet18, "none", 28)], ids=["ConvNet", "ResNet18"])
+@pytest.mark.parametrize("model", [
+    pytest.param(ConvNet, id="ConvNet"),
+    pytest.param(partial(ResNet18, "none", 28), id="ResNet18", marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize(("settings", "steps"), [
     ({}, EPOCH),
     ({"precision": "bf16-mixed"}, EPOCH),

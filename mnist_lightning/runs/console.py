@@ -49,8 +49,8 @@ def hush() -> None:
     for message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(is_news)
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(is_news)
 
 
 def is_news(record: logging.LogRecord) -> bool:

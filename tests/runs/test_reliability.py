@@ -164,7 +164,7 @@ def resume(folder: Path, recipe: str, whole: Callable[[str], tuple[Path, str]]) 
 # The first validation is the check before training, of one batch.
 KILLED = [
     *(("ConvNet", f"on_train_batch_start {step + 1}") for step in range(3, STEPS)),
-    *(("a model with dropout", f"on_train_batch_start {step + 1}") for step in range(5, STEPS, 2)),
+    *(("a model with dropout", f"on_train_batch_start {step + 1}") for step in range(4, STEPS, 2)),
     *(("ResNet18 on kept features", f"on_train_batch_start {step + 1}") for step in range(3, STEPS, 3)),
     *(("ResNet18", f"on_train_batch_start {step + 1}") for step in range(5, STEPS, 5)),
     *(("ResNet18 unfrozen gradually", f"on_train_batch_start {step + 1}") for step in (5, 10, 13, 15)),
@@ -181,8 +181,8 @@ KILLED = [
         "save 3", "save 4", "save 6", "replace 4", "replace 5", "replace 7", "fsync 7", "fsync 9", "fsync 13",
     )),
 ]  # fmt: skip
-QUICK = (("a model with dropout", "on_train_batch_start 8"), ("ConvNet", "on_train_batch_start 15"))
-KILLED = [pytest.param(*kill, marks=() if kill in QUICK else slow) for kill in KILLED]
+QUICK = ("a model with dropout", "on_train_batch_start 15")
+KILLED = [pytest.param(*kill, marks=() if kill == QUICK else slow) for kill in KILLED]
 
 
 @pytest.mark.parametrize(("recipe", "fault"), KILLED)
@@ -285,9 +285,8 @@ def test_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     tried(f"{signals.split('+')[0]} in {'validation' if 'validation' in where else 'training'}")
 
 
-@pytest.mark.parametrize("where", [
-    "on_train_batch_start 5", pytest.param("on_validation_batch_end 2", marks=slow)
-])  # fmt: skip
+@slow
+@pytest.mark.parametrize("where", ["on_train_batch_start 5", "on_validation_batch_end 2"])
 def test_second_ctrl_c_ends_at_once(where: str, tmp_path: Path, tried: Tried) -> None:
     ended = fit(tmp_path, fault=f"{where} SIGINT+SIGINT")
     assert ended.code == 130
