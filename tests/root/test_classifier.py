@@ -90,6 +90,19 @@ def test_training_accuracy_is_of_this_fit_where_an_earlier_one_was_cut_short(qui
     assert trainer.callback_metrics["train/acc"] == formula(model, data.train_set)["acc"]
 
 
+class OwnStep(ConvNet):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.log("train/loss", 7.0)
+        return loss
+
+
+def test_training_step_of_ones_own_logs_for_itself(quiet: Callable) -> None:
+    trainer = quiet(max_epochs=1)
+    trainer.fit(OwnStep(), digits())
+    assert trainer.callback_metrics["train/loss"] == 7 and "train/acc" not in trainer.callback_metrics
+
+
 def test_loss_that_is_not_a_number_is_shown(quiet: Callable) -> None:
     model = ConvNet()
     model.fc2.bias.data[0] = torch.nan
