@@ -20,8 +20,7 @@ from mnist_lightning.commands.cli import CLI
 
 def fit(args: list[str]) -> tuple[float, float]:
     """(test accuracy in %, seconds of training with its validation) of one `fit`."""
-    # The interval is given because Timer's default for it is an Enum, which LightningCLI can't write down.
-    cli = CLI(["fit", *args, "--trainer.callbacks+=Timer", "--trainer.callbacks.interval", "step"])
+    cli = CLI(["fit", *args, "--trainer.callbacks+=Timer"])
     (timer,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, Timer))
     return 100 * float(cli.trainer.callback_metrics["test/acc"]), float(timer.time_elapsed("train"))
 

@@ -25,7 +25,9 @@ class RunLogger(TensorBoardLogger):
     """
 
     def __init__(self, run: Path, resumed_at: int | None = None, evaluated_at: int | None = None) -> None:
-        super().__init__(save_dir=run.parent, name="", version=run.name, default_hp_metric=False)
+        number = run.name.removeprefix("version_")
+        version = int(number) if number.isdecimal() else run.name  # of a str the bar would show the last four letters
+        super().__init__(save_dir=run.parent, name="", version=version, default_hp_metric=False)
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
         self.has_hyperparams = False
         rows = read_metrics(self.path)
