@@ -4,8 +4,7 @@
     python -m benchmarks.speed --weights resnet18.pth --data_dir data --parts convnet startup
     python -m benchmarks.speed --weights resnet18.pth --data_dir data --quick
 
-Prints Markdown; --plot FILE.png draws how the cost of a frozen ResNet18 grows (needs matplotlib). --quick shows in two
-minutes that everything runs; its figures mean nothing.
+Prints Markdown. --quick shows in two minutes that everything runs; its figures mean nothing.
 """
 
 import argparse
@@ -25,12 +24,10 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import gflops, machine, spread, table
 from mnist_lightning.commands.cli import CLI
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.finetuning.features import extract
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.sources import Digits, Split
 
@@ -234,34 +231,6 @@ def saving(options: argparse.Namespace) -> None:
     print(table(["model", "file", "one save", "of a minute"], rows) + "\n")
 
 
-def backbone(options: argparse.Namespace) -> None:
-    """The feature pass against the machine's matrix-multiply rate, measured just before and after each."""
-    data = MNISTDataModule(source="mnist", data_dir=options.data_dir)
-    data.setup("fit")
-    rows = []
-    for size in (28, 64) if options.quick else (28, 64, 112, 224):
-        model = ResNet18(weights=options.weights, image_size=size)
-        model.load_pretrained()
-        with FlopCounterMode(display=False) as counter:
-            model.backbone(model.prepare(data.train_set.images[:1]))
-        flops = counter.get_total_flops()
-        count = 256 if options.quick else max(256, int(6000 * (28 / size) ** 2))
-        images = data.train_set.images[:count]
-        extract(model, images[:64])
-        rates, shares = [], []
-        for _ in range(options.rounds):
-            peak = gflops()
-            start = time.perf_counter()
-            extract(model, images)
-            rates.append(count / (time.perf_counter() - start))
-            shares.append(100 * rates[-1] * flops / 1e9 / statistics.mean([peak, gflops()]))
-        done = f"{statistics.median(rates) * flops / 1e9:.0f}"
-        rows.append([str(size), f"{flops / 1e9:.3f}", spread(rates, "", 0), done, spread(shares, " %", 0)])
-    print("### The frozen backbone's pass\n")
-    header = ["image size", "GFLOP an image", "images a second", "GFLOP/s", "of the matrix-multiply rate"]
-    print(table(header, rows) + "\n")
-
-
 def resnet18(options: argparse.Namespace) -> None:
     """A frozen ResNet18 for five epochs: the tutorial's, by one epoch after another, between them whole fits."""
     rows = []
@@ -293,50 +262,13 @@ def frozen(options: argparse.Namespace, size: int, images: int, epochs: int) -> 
     ]
 
 
-def growth(options: argparse.Namespace) -> None:
-    """How the cost of a frozen ResNet18 grows with image size, images and epochs: first fit, second fit."""
-    few = 200 if options.quick else 2000
-    axes: dict[str, list[tuple[int, int, int]]] = {
-        "image size": [(size, few, 5) for size in ((28,) if options.quick else (28, 64, 112, 224))],
-        "images": [(28, count, 5) for count in ((few,) if options.quick else (10000, 20000, 40000, 60000))],
-        "epochs": [(28, 5 * few, epochs) for epochs in ((1,) if options.quick else (1, 5, 20, 50))],
-    }
-    points: dict[str, list[list[float]]] = {}
-    rows = []
-    for axis, settings in axes.items():
-        points[axis] = []
-        for size, images, epochs in settings:
-            shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-            first, second = (fit(*frozen(options, size, images, epochs))[0] for _ in range(2))
-            value = {"image size": size, "images": images, "epochs": epochs}[axis]
-            points[axis].append([value, first, second])
-            rows.append([axis, str(size), f"{images:,}", str(epochs), f"{first:.1f} s", f"{second:.1f} s"])
-    print("### How the cost of a frozen ResNet18 grows\n")
-    print(table(["varied", "image size", "images", "epochs", "first `fit`", "second `fit`"], rows) + "\n")
-    if options.plot:
-        plot(points, options.plot)
-
-
-def plot(points: dict[str, list[list[float]]], path: str) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(points), figsize=(11, 3.2), layout="constrained", squeeze=False)
-    for panel, (axis, values) in zip(panels[0], points.items(), strict=True):
-        for column, label in ((1, "first fit"), (2, "second fit")):
-            panel.plot([row[0] for row in values], [row[column] for row in values], "o-", label=label)
-        panel.set(xlabel=axis, ylabel="seconds", xlim=(0, None), ylim=(0, None))
-        panel.legend()
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
-    parts = {part.__name__: part for part in (convnet, fast, startup, saving, backbone, resnet18, growth)}
+    parts = {part.__name__: part for part in (convnet, fast, startup, saving, resnet18)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data", help="holds MNIST/raw")
     parser.add_argument("--weights", required=True, help="ResNet18's state dict in torchvision's names")
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--rounds", type=int, default=3, help="n of each comparison")
-    parser.add_argument("--plot", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     sys.argv[1:] = []
