@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mnist_lightning.resnet import ResNet18
     from mnist_lightning.runs.checkpoints import load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ConvNet", "DigitClassifier", "MNISTDataModule", "Photos", "ResNet18", "load_model"]
 
 

@@ -27,6 +27,8 @@ def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]
     for name, value in given.items():
         if value == FROM_PYTHON:
             rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
+        if str(value).startswith("Unable to serialize instance"):
+            continue  # LightningCLI's words for a default that isn't a plain value: it comes with the class
         if not callable(value):
             plain[name] = str(value) if isinstance(value, Path) else value
         elif name not in defaults or value is not defaults[name].default:

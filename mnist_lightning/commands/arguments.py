@@ -102,7 +102,8 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
     for key in ("model", "data"):
         if key not in saved:
             continue
-        now, then = json.loads(json.dumps(settings[key].as_dict())), json.loads(json.dumps(saved[key]))
+        # In plain types on both sides; a default may be a function.
+        now, then = (json.loads(json.dumps(of[key], default=str)) for of in (settings.as_dict(), saved))
         same = class_of(now["class_path"]) is class_of(then["class_path"])
         if not same and (key == "model" or resuming):
             got, remedy = f"one of {then['class_path']}", f"leave out --{key}, or change it."

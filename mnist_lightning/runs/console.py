@@ -27,7 +27,7 @@ QUIET_WARNINGS = (
     # --trainer.overfit_batches; Lightning says so of a validation loader that isn't shuffled.
     ".*You requested to overfit but enabled.*",
     # The default device of StochasticWeightAveraging; config.yaml leaves it out.
-    ".*Unable to serialize instance.*",
+    r"\s*Unable to serialize instance.*",
     # claim() made the folder; it is empty but for what a resumed run left there.
     ".*Checkpoint directory .* exists and is not empty.*",
 )

@@ -11,10 +11,20 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Timer
-from running import DIGITS, RUN, Fit, accuracy, command, files, last, loaded, printed_config, refused
+from running import DIGITS, RUN, SHORT, Fit, accuracy, command, files, last, loaded, printed_config, refused
+from torch.optim import Adam
+
+from mnist_lightning import ConvNet, load_model
 
 QUICK = ("--pictures", "false")
 WHOLE = (*DIGITS, "--data.batch_size", 64)  # 21 steps an epoch, as of the fixture `convnet`
+
+
+class Bare(ConvNet):
+    """One's own model, whose optimizer has no annotation: the command line then knows it as a function alone."""
+
+    def __init__(self, optimizer=lambda params: Adam(params, lr=0.002)) -> None:
+        super().__init__(optimizer=optimizer)
 
 
 def assert_same_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -52,6 +62,16 @@ def test_fit_that_was_cut_short_has_best_and_last_and_goes_on_with_the_steps_tha
     command("fit", "--ckpt_path", "last", "--trainer.max_steps", -1, "--trainer.max_time", "null", *QUICK)
     assert_same_weights(last(), last(convnet_fit.root / RUN))
     assert versions() == ["ConvNet-digits/version_0"]
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Unable to serialize instance")
+def test_optimizer_that_the_command_line_cannot_write_down_comes_back_with_its_class(folder: Path) -> None:
+    command("fit", "--model", f"{__name__}.Bare", *SHORT, "--trainer.max_epochs", 1)
+    command("validate", "--ckpt_path", "last", *QUICK)
+    command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, *QUICK)
+    (path,) = Path("lightning_logs").rglob("last.ckpt")
+    assert loaded(path)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.002
+    assert load_model(path).optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.002
 
 
 def test_run_that_had_already_ended_says_so_and_how_to_go_on(convnet: Path, convnet_fit: Fit) -> None:
