@@ -25,7 +25,8 @@ LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<
 
 
 class DigitClassifier(LightningModule):
-    """Base of the models: a subclass builds its layers and defines `forward`.
+    """Base of the models: a subclass builds its layers and defines `forward`. Where it overrides on_train_start,
+    on_train_epoch_end or on_save_checkpoint, it calls super's as well.
 
     Args:
         optimizer: builds the optimizer from the trainable parameters.
@@ -119,7 +120,12 @@ class DigitClassifier(LightningModule):
         config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
         if isinstance(schedule, ReduceLROnPlateau):
             config["monitor"] = schedule.monitor
+            if schedule.monitor.startswith("val"):  # it is there after a validation only
+                config["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_train_start(self) -> None:
         for metric in (self.train_loss, self.train_acc):

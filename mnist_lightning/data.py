@@ -90,6 +90,8 @@ class MNISTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by seed_everything; of the order of training images
         self.loaded = self.loaded or self.load()
+        if self.batch_size is None:
+            self.batch_size = 16 if self.source == "digits" else 64
         if self.trainer is not None and self.trainer.world_size > 1:
             first = self.trainer.strategy.broadcast(self.source)
             if self.source != first:  # auto, on a host without the files
@@ -129,8 +131,7 @@ class MNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         # A DistributedSampler even on one process: its order depends on the seed and the epoch alone.
         sampler: DistributedSampler = DistributedSampler(self.train_set, *self._share(), shuffle=True, seed=self.seed)
-        batch_size = self.batch_size or (16 if self.source == "digits" else 64)
-        return ResumableLoader(self.train_set, batch_size=batch_size, sampler=sampler)
+        return ResumableLoader(self.train_set, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader | list[Any]:
         return self._eval_dataloader(self.val_set) if len(self.val_set) else []
@@ -190,7 +191,7 @@ class Images(Dataset):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader of `Images` that knows its place in the epoch: a run that was killed goes on with the next batch.
+    """A DataLoader that knows its place in the epoch: a run that was killed goes on with the next batch.
 
     Lightning keeps the state of a training loader that has `state_dict` and `load_state_dict` in its checkpoints. On
     resuming it calls `load_state_dict`, `iter()` and the sampler's `set_epoch`, in that order.
@@ -215,7 +216,10 @@ class ResumableLoader(DataLoader):
         self.yielded = resumed["yielded"] if resumed and resumed["epoch"] == self.epoch else 0
         for positions in itertools.islice(self.batch_sampler, self.yielded, None):  # type: ignore[arg-type]
             self.yielded += 1
-            yield self.dataset.batch(positions)  # type: ignore[attr-defined]
+            if isinstance(self.dataset, Images):
+                yield self.dataset.batch(positions)
+            else:  # of a subclass of MNISTDataModule
+                yield self.collate_fn([self.dataset[position] for position in positions])
         if isinstance(self.sampler, DistributedSampler):
             self.sampler.set_epoch(self.epoch + 1)  # a plain loop gets another order next time; Lightning sets its own
         self.yielded = 0

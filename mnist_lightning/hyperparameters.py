@@ -4,10 +4,12 @@ import inspect
 import math
 import sys
 from collections.abc import Mapping
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -17,21 +19,26 @@ FROM_PYTHON = "a Python function, which a checkpoint can't hold"
 
 
 def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's hyperparameters as a checkpoint can hold them, with the path of its class as `_class_path`.
+    """A model's hyperparameters as a checkpoint can hold them.
 
     From the command line they are plain data; from Python they may be functions and paths, which a checkpoint that
     loads with weights_only=True can't hold.
     """
-    defaults = inspect.signature(cls).parameters
-    plain: dict[str, Any] = {"_class_path": f"{cls.__module__}.{cls.__qualname__}"}
+    bases = [base for base in cls.__mro__ if "__init__" in vars(base)]
+    defaults = [parameter.default for base in bases for parameter in inspect.signature(base).parameters.values()]
+    plain: dict[str, Any] = {}
     for name, value in given.items():
-        if value == FROM_PYTHON:
+        if isinstance(value, str) and value == FROM_PYTHON:
             rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
         if str(value).startswith("Unable to serialize instance"):
             continue  # LightningCLI's words for a default that isn't a plain value: it comes with the class
-        if not callable(value):
+        if isinstance(value, Enum):
+            plain[name] = value.name  # as the command line has it
+        elif isinstance(value, np.generic):
+            plain[name] = value.item()
+        elif not callable(value):
             plain[name] = str(value) if isinstance(value, Path) else value
-        elif name not in defaults or value is not defaults[name].default:
+        elif not any(value is default for default in defaults):
             plain[name] = FROM_PYTHON
     return plain
 
@@ -39,7 +46,7 @@ def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]
 def refuse_lost(**hyperparameters: Any) -> None:
     """Raises UserError if one of them was FROM_PYTHON when the checkpoint was written."""
     for name, value in hyperparameters.items():
-        if value == FROM_PYTHON:
+        if isinstance(value, str) and value == FROM_PYTHON:
             raise UserError(f"the {name} to train with", FROM_PYTHON, f"pass {name}= when you load the model.")
 
 

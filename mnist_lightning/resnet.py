@@ -4,6 +4,7 @@ B = batch size, S = image_size. By default it is trained as in the tutorial: SGD
 momentum 0.9.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,9 @@ class ResNet18(DigitClassifier):
         self.has_weights = False
         self.backbone = net = resnet18()
         width = net.fc.in_features  # 512
-        net.fc = nn.Identity()
+        net.avgpool, net.fc = nn.Sequential(net.avgpool, nn.Flatten()), nn.Identity()
         self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features else nn.Identity()
         self.head = nn.Linear(width, num_classes)
-        # The backbone as a sequence of layers; a tuple, so that no module is registered twice.
-        stem, pool = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), nn.Sequential(net.avgpool, nn.Flatten())
-        self.layers = (stem, net.layer1, net.layer2, net.layer3, net.layer4, pool)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # faster on CPUs; the values are the same
@@ -110,6 +108,14 @@ class ResNet18(DigitClassifier):
         x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
         x = (x - self.mean) / self.std  # one grey channel becomes three
         return x.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The backbone as a sequence of what its modules are now: the stem, layer1 to layer4, the pooling."""
+        net = self.backbone
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        stem.training = net.bn1.training  # a new module is in training mode
+        return [stem, net.layer1, net.layer2, net.layer3, net.layer4, net.avgpool]
 
     @property
     def frozen(self) -> int:
@@ -156,9 +162,10 @@ class ResNet18(DigitClassifier):
                 ) from error
         self.has_weights = True
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.has_weights = True
-        return super().load_state_dict(*args, **kwargs)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        self.has_weights = self.has_weights or any(name.startswith("backbone.") for name in state_dict)
+        return result
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -166,7 +173,8 @@ class ResNet18(DigitClassifier):
         return head + ([(trained, self.backbone_lr_factor)] if trained else [])
 
     def stages(self) -> dict[str, nn.Module]:
-        return dict(zip(("stem", "layer1", "layer2", "layer3", "layer4"), self.layers, strict=False))
+        stem = {"stem": self.backbone.maxpool}  # its last module
+        return stem | {name: self.backbone.get_submodule(name) for name in ("layer1", "layer2", "layer3", "layer4")}
 
 
 def read_weights(path: Path) -> dict[str, Any]:

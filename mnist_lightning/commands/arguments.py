@@ -3,14 +3,20 @@
 import argparse
 import json
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from mnist_lightning.commands.parser import class_of, in_full_names
 from mnist_lightning.errors import UserError
 from mnist_lightning.hyperparameters import FROM_PYTHON
+from mnist_lightning.runs.checkpoints import class_path_of
 from mnist_lightning.runs.folder import run_of
 
 FREE = ("data_dir", "mirrors")  # of the data's settings: where it lies may change in a resumed run
@@ -37,7 +43,7 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
             raise UserError(f"settings below trainer: in {path}", str(trainer), "for example max_epochs: 3.")
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
         found.root = found.root or trainer.get("default_root_dir")
-    found.root = found.root or "."
+    found.root = str(Path(found.root or ".").expanduser())
     return found
 
 
@@ -83,7 +89,7 @@ def settings_of_version_0_1(checkpoint: dict[str, Any], path: Path) -> dict[str,
     if not isinstance(config.get("trainer"), dict):
         config = {}  # somebody's own file
     hyperparameters = checkpoint.get("hyper_parameters", {})
-    known = {"model": {"class_path": hyperparameters.get("_class_path"), "init_args": public(hyperparameters)}}
+    known = {"model": {"class_path": class_path_of(checkpoint), "init_args": public(hyperparameters)}}
     if data := checkpoint.get("datamodule_hyper_parameters"):
         class_path = data.get("_class_path", "mnist_lightning.data.MNISTDataModule")
         known["data"] = {"class_path": class_path, "init_args": public(data)}
@@ -102,8 +108,7 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
     for key in ("model", "data"):
         if key not in saved:
             continue
-        # In plain types on both sides; a default may be a function.
-        now, then = (json.loads(json.dumps(of[key], default=str)) for of in (settings.as_dict(), saved))
+        now, then = (json.loads(json.dumps(of[key], default=plain)) for of in (settings.as_dict(), saved))
         same = class_of(now["class_path"]) is class_of(then["class_path"])
         if not same and (key == "model" or resuming):
             got, remedy = f"one of {then['class_path']}", f"leave out --{key}, or change it."
@@ -116,10 +121,19 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
                 raise UserError(f"--{key}.{name} as in the checkpoint: {was}", str(value), remedy)
 
 
-def check_architecture(model: Any, checkpoint: dict[str, Any], path: str) -> None:
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+def plain(value: Any) -> str:
+    """As a config file has it: an Enum, a path; and a default that may be a function."""
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def check_architecture(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
+    """Refuses, before anything is written, a checkpoint that Lightning couldn't load into the model."""
+    later = is_overridden("configure_model", model) or is_overridden("setup", model)
+    if later or not model.strict_loading or any(is_lazy(parameter) for parameter in model.parameters()):
+        return  # its layers aren't known yet
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     for name, value in checkpoint["state_dict"].items():
-        if shapes.pop(name, None) != tuple(value.shape):
+        if isinstance(value, Tensor) and shapes.pop(name, None) != tuple(value.shape):
             shapes[name] = tuple(value.shape)
             break
     if shapes:

@@ -1,6 +1,7 @@
 """The command line: LightningCLI with this project's defaults, run folders, and errors for people."""
 
 import inspect
+import re
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelPruning, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -18,9 +20,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.arguments import (
@@ -45,6 +49,7 @@ from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.runs.checks import Checks
+from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.console import ParameterCount, hush, progress
 from mnist_lightning.runs.folder import claim, find_checkpoint, quoted, results_of, run_of, unclaim
 from mnist_lightning.runs.logger import RunLogger
@@ -59,6 +64,7 @@ DEFAULTS = {
 PHOTO = {"shape": [1, 28, 28], "dtype": "uint8"}  # what a model is given of Photos
 OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
 OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
+REFUSING = ("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "jsonargparse.")
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
     "model": (LightningModule, [ConvNet, ResNet18]),
@@ -116,6 +122,8 @@ def explain_exception(error: Exception) -> UserError | None:
     modules = modules_of(error)
     if isinstance(error, UserError):
         return error
+    if isinstance(error, TypeError) and "positional argument" in told:
+        return None  # a function of the user's own that doesn't take what Lightning passes
     if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
         return None
     if isinstance(error, OSError):
@@ -124,7 +132,11 @@ def explain_exception(error: Exception) -> UserError | None:
     refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError)
     if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
         modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
-    if isinstance(error, refusals) and modules[-1].startswith(("lightning.", "torch.optim.", "jsonargparse.")):
+    if isinstance(error, RuntimeError) and told.startswith("Error(s) in loading state_dict for "):
+        got = " ".join(told.removeprefix("Error(s) in loading state_dict for ").split())[:300]
+        remedy = "build the model with the settings of its run: leave out --model options."
+        return UserError("a checkpoint that fits the model as it is built now", got, remedy)
+    if isinstance(error, refusals) and modules[-1].startswith(REFUSING):
         reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error)
         return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
     return None
@@ -164,7 +176,8 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         # weights_only is not for choosing: it is True, see checkpoints.py.
-        return {name: skip | {"verbose", "weights_only"} for name, skip in LightningCLI.subcommands().items()}
+        ours = {"verbose", "weights_only", "return_predictions"}
+        return {name: skip | ours for name, skip in LightningCLI.subcommands().items()}
 
     # Parsing
 
@@ -204,8 +217,9 @@ class CLI(LightningCLI):
         except (ParserError, UnicodeDecodeError) as error:
             raise explain(in_full(str(error), typed), self._options(typed), class_choices()) from error
         self.settings = self.config[self.config.subcommand]
-        if self.settings.lr_find and self.config.subcommand != "fit":
-            raise UserError("--lr_find with fit", self.config.subcommand, "leave it out.")
+        if self.settings.lr_find and (self.config.subcommand != "fit" or self.checkpoint is not None):
+            got = "--ckpt_path as well" if self.config.subcommand == "fit" else self.config.subcommand
+            raise UserError("--lr_find with a new fit", got, "leave out one of the two.")
         if self.checkpoint is not None:
             self.settings.ckpt_path = str(path)
             refuse_what_cannot_win(self.settings, saved, resuming)
@@ -234,6 +248,8 @@ class CLI(LightningCLI):
         if "://" in str(trainer.default_root_dir):
             got, remedy = trainer.default_root_dir, "give a folder, and copy the run when it is done."
             raise UserError("--trainer.default_root_dir on this machine", got, remedy)
+        if trainer.default_root_dir:
+            trainer.default_root_dir = str(Path(trainer.default_root_dir).expanduser())
         if self.subcommand != "fit":
             if not self.settings.ckpt_path:
                 remedy = "add --ckpt_path FILE, or best or last for the newest run."
@@ -319,8 +335,8 @@ class CLI(LightningCLI):
 
     def _loggers(self, wanted: Any) -> Any:
         """The project's own where none is named; beside it those of a list; else what the user says."""
-        if wanted not in (None, True) and not isinstance(wanted, list):
-            return wanted
+        if wanted not in (None, True) and not (isinstance(wanted, list) and wanted):
+            return wanted or False
         if self.subcommand == "predict" or (self.subcommand == "fit" and not self.fitting):
             return wanted or False
         step = (self.checkpoint or {}).get("global_step")
@@ -383,7 +399,7 @@ class CLI(LightningCLI):
         try:
             self.trainer.fit(**kwargs)
         except Exception:
-            if self.fitting:
+            if self.fitting and self.trainer.global_step == 0:
                 self._give_back()
             raise
 
@@ -395,17 +411,23 @@ class CLI(LightningCLI):
             return
         if self.checkpoint is not None and self.trainer.global_step == self.checkpoint["global_step"]:
             longer = "To train longer, give a larger --trainer.max_epochs (or --trainer.max_steps)."
+            if any(isinstance(config.scheduler, OneCycleLR) for config in self.trainer.lr_scheduler_configs):
+                longer = "Its OneCycleLR is at its end: to train longer, start a new run."
             print(f"This run had already ended, at step {self.trainer.global_step}: nothing was trained. {longer}")
-        if self.trainer.global_step == 0 and self.checkpoint is None and self.trainer.world_size == 1:
+        saved = self.fresh and any(self.folder.glob("checkpoints/*.ckpt"))
+        if self.trainer.global_step == 0 and self.checkpoint is None and not saved and self.trainer.world_size == 1:
             print("Nothing was trained: no checkpoint, no test.")
             self._give_back()
             return
         best = self._best_path()
         if best is not None:
             # Not by trainer.test(ckpt_path=...), which gives WeightAveraging's callbacks their other weights.
-            self.model.load_state_dict(read_checkpoint(best)["state_dict"])
+            checkpoint = read_checkpoint(best)
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"], strict=self.model.strict_loading)
+        self.results: dict[str, float] = {}
         if self._can_test():
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.test(datamodule=self.datamodule, model=self.model)
         if not self.trainer.is_global_zero:
             return
         self._say("Test", "test")
@@ -437,10 +459,10 @@ class CLI(LightningCLI):
             print("WARNING: this was not MNIST, which could not be had, but scikit-learn's 1,797 digits.")
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(verbose=False, **kwargs)  # `_say` says it in words
+        self.results = joined(self.trainer.test(verbose=False, **kwargs))  # `_say` says it in words
 
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(verbose=False, **kwargs)
+        self.results = joined(self.trainer.validate(verbose=False, **kwargs))
 
     def after_test(self) -> None:
         self._say("Test", "test")
@@ -457,9 +479,12 @@ class CLI(LightningCLI):
         answers: Any = self.trainer.predict(**kwargs) or []
         if isinstance(self.datamodule, Photos):
             path = self.folder / "photos.csv"
+            if not all(isinstance(answer, dict) and "probabilities" in answer for answer in answers):
+                got, remedy = type(self.model).__name__, "return them from predict_step, as DigitClassifier does."
+                raise UserError("a model that predicts {'probabilities': (B, C)} for Photos", got, remedy)
             probabilities = [answer["probabilities"].float().cpu() for answer in answers]
-            count = self.model.num_classes if isinstance(self.model, DigitClassifier) else 10
-            names = (self.checkpoint or {}).get("class_names") or [str(label) for label in range(count)]
+            count = probabilities[0].shape[1] if probabilities else 10
+            names = as_many((self.checkpoint or {}).get("class_names"), count)
             whole = self.datamodule.tell(torch.cat([torch.empty(0, count), *probabilities]), path, names)
             self.exit_code = 0 if whole else 1
             print(f"Predictions    {quoted(path)}")
@@ -471,15 +496,13 @@ class CLI(LightningCLI):
         """What was measured, on which images, and where the run is."""
         if not self.trainer.is_global_zero:
             return
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        if f"{part}/acc" in metrics:
-            print(f"{title + ' accuracy':<14} {100 * metrics[f'{part}/acc']:.2f} % on {self._images(part)}")
+        if f"{part}/acc" in self.results:
+            print(f"{title + ' accuracy':<14} {100 * self.results[f'{part}/acc']:.2f} % on {self._images(part)}")
         else:
-            measured = {name: value for name, value in metrics.items() if name.startswith(part)}
-            if self.subcommand != "fit" and not measured:
-                remedy = f"change --data.val_size or --trainer.limit_{part}_batches."
+            if self.subcommand != "fit" and not self.results:
+                remedy = f"change --data.val_size or --trainer.limit_{part}_batches; or log a metric."
                 raise UserError(f"{title.lower()} images", "none", remedy)
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in self.results.items())
             print(f"{title:<14} {shown or 'not measured'}")
         print(f"{'Run':<14} {quoted(self.folder)}")
 
@@ -491,8 +514,8 @@ class CLI(LightningCLI):
             if part == "test"
             else (trainer.num_val_batches, trainer.val_dataloaders)
         )
-        whole = sum(len(loader) for loader in given(loaders))
-        some = "a part of " if sum(given(used)) < whole else ""
+        sizes = [sized_len(loader) for loader in CombinedLoader(loaders).flattened] if loaders is not None else []
+        some = "a part of " if any(n < (size or 0) for n, size in zip(given(used), sizes, strict=False)) else ""
         kind = {"test": "test", "val": "validation"}[part]
         data = self.datamodule
         if not isinstance(data, MNISTDataModule):
@@ -515,6 +538,11 @@ def without_instances(settings: Any) -> Any:
     return [without_instances(value) for value in settings] if isinstance(settings, list) else settings
 
 
+def joined(results: list[Any]) -> dict[str, float]:
+    """The metrics of all data loaders."""
+    return {name: value for result in results for name, value in result.items()}
+
+
 def given(value: Any) -> list[Any]:
     """What may be None, one thing or several, as a list."""
     if value in (None, True, False):
@@ -528,9 +556,10 @@ def option_names(parser: LightningArgumentParser) -> list[str]:
 
 def class_named(word: str) -> Any:
     """The class that a word of the command line names by its path, as `mine.Net` or `--model=mine.Net`; else None."""
+    path = re.fullmatch(r"(?:--.*=)?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)", word)
     try:
-        return class_of(word.rpartition("=")[2])
-    except (ImportError, AttributeError, ValueError):
+        return class_of(path[1]) if path else None
+    except (ImportError, AttributeError):
         return None
 
 

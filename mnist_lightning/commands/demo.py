@@ -13,6 +13,7 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.photos.ink import NoInk, ink
 from mnist_lightning.pictures.figures import feature_maps, grid
 from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
+from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
 
 CANVAS = 400  # pixels a side
@@ -45,7 +46,7 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
     path = find_checkpoint(ckpt_path)
     checkpoint, model = read_checkpoint(path), load_model(path)
     refuse_other_images(model, checkpoint.get("example_input", MNIST_INPUT))
-    names = checkpoint.get("class_names") or [str(label) for label in range(model.num_classes)]
+    names = as_many(checkpoint.get("class_names"), model.num_classes)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import gradio
 

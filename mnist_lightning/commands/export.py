@@ -20,6 +20,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
+from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
 from mnist_lightning.sources import load_digits
 
@@ -125,7 +126,7 @@ def metadata(model: DigitClassifier, images: Tensor, checkpoint: dict[str, Any])
         "model": type(model).__name__,
         "input": signature(images) + (", 0 = background, 255 = strokes" if as_mnist else ""),
         "output": f"logits (B, {model.num_classes})",
-        "classes": json.dumps(checkpoint.get("class_names") or [str(i) for i in range(model.num_classes)]),
+        "classes": json.dumps(as_many(checkpoint.get("class_names"), model.num_classes)),
         "data": str(checkpoint.get("datamodule_hyper_parameters", {}).get("source", "unknown")),
         **({} if accuracy is None else {"val_acc": f"{accuracy:.4f}"}),
         "version": f"mnist_lightning {__version__}",

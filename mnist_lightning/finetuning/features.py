@@ -72,7 +72,7 @@ class FeatureCache(Callback):
             return
         self.teardown(trainer, pl_module, "")
         self.layers = pl_module.frozen
-        self._frozen = [p for layer in pl_module.layers[: self.layers] for p in layer.parameters()]
+        self._frozen = list(frozen_part(pl_module).parameters())
         reason = reason_against(pl_module, data)
         self.used = not reason
         if reason or data is None:
@@ -98,6 +98,8 @@ def reason_against(model: ResNet18, data: MNISTDataModule | None) -> str:
         return "--model.cache_features is false"
     if data is None:
         return "the images don't come from MNISTDataModule"
+    if not (isinstance(data.train_set, Images) and isinstance(data.val_set, Images)):
+        return "the images aren't in memory as Images"
     if data.augment:
         return "--data.augment changes the images at each step"
     if model.frozen == 0:
@@ -139,7 +141,7 @@ def extract(model: ResNet18, images: Tensor, show: bool = False) -> Tensor:
     Args:
         show: a progress bar, where the output is a terminal.
     """
-    frozen = nn.Sequential(*model.layers[: model.frozen])
+    frozen = frozen_part(model)
     out = []
     bar = tqdm(total=len(images), desc="Features", unit=" images", disable=None if show else True)
     with bar, torch.no_grad():
@@ -147,6 +149,10 @@ def extract(model: ResNet18, images: Tensor, show: bool = False) -> Tensor:
             out.append(frozen(model.prepare(batch.to(model.device))))
             bar.update(len(batch))
     return torch.cat(out)
+
+
+def frozen_part(model: ResNet18) -> nn.Sequential:
+    return nn.Sequential(*model.layers[: model.frozen])
 
 
 def cache_folder() -> Path | None:
@@ -163,7 +169,7 @@ def file_of(model: ResNet18, images: Tensor, precision: str) -> Path | None:
     if folder is None:
         return None
     digest = hashlib.sha256(f"{FORMAT} {model.frozen} {model.image_size} {precision} {tuple(images.shape)}".encode())
-    for value in nn.Sequential(*model.layers[: model.frozen]).state_dict().values():
+    for value in frozen_part(model).state_dict().values():
         digest.update(value.cpu().contiguous().numpy().data)
     digest.update(images.contiguous().numpy().data)
     return folder / f"{digest.hexdigest()[:32]}.features"

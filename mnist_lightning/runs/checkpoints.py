@@ -21,7 +21,6 @@ from torch import Tensor
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely, write_whole
-from mnist_lightning.runs.checks import check_monitor
 from mnist_lightning.runs.folder import quoted, shown_path
 
 REMEDY = "give --ckpt_path best, last or another file."
@@ -47,13 +46,15 @@ class BestCheckpoint(ModelCheckpoint):
     After a fit without validation, or one that never came to it, `best` holds the final weights.
 
     Args:
-        folder: where best.ckpt goes; None until the run has one.
+        folder: where best.ckpt goes.
         monitor: the metric.
         mode: max or min.
     """
 
-    def __init__(self, folder: Path | None, monitor: str, mode: str) -> None:
-        super().__init__(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        after_training = None if monitor.startswith("val") else True  # a validation in mid-epoch comes too early for it
+        options: dict[str, Any] = {"monitor": monitor, "mode": mode, "save_on_train_epoch_end": after_training}
+        super().__init__(folder, filename="best", enable_version_counter=False, **options)
         self.best_loss = math.inf
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
@@ -86,6 +87,8 @@ class BestCheckpoint(ModelCheckpoint):
         def here(path: str) -> str:
             return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
 
+        if not os.path.isfile(here(state_dict["best_model_path"])):
+            return  # a copy of `last` alone: the next validation gives a new `best`
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         moved = {key: here(state_dict[key]) for key in paths}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
@@ -98,7 +101,7 @@ class LastCheckpoint(Checkpoint):
 
     SIGTERM and Ctrl-C end a fit between two batches, with that checkpoint; a second Ctrl-C ends it at once.
     (Lightning's own Ctrl-C may fall into the middle of an optimizer step and exits with 1; its SIGTERM exits with 0.)
-    An exception leaves exception.ckpt, which nothing overwrites.
+    An exception leaves exception.ckpt.
 
     Args:
         path: the file.
@@ -107,11 +110,11 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.signal = 0  # the one that was received
-        self.saved_time = 0.0
+        self.saved_time, self.saved_step = 0.0, 0
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_time = time.monotonic()
+        self.saved_time, self.saved_step = time.monotonic(), trainer.global_step
         # Not in setup: Lightning registers its own handlers between the two. Only a main thread may have any.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -123,13 +126,18 @@ class LastCheckpoint(Checkpoint):
         elif agreed(trainer, minute) or (ends_now(trainer) and not trainer.is_last_batch):
             self._save(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        in_mid_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
+        if in_mid_epoch and ends_now(trainer):
+            self._save(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of an epoch that was cut short would be taken for a whole one on resuming.
         if trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if averages_at_the_end(trainer):
+        if averages_at_the_end(trainer) or self.saved_step != trainer.global_step:
             self._save(trainer)
         # After a signal during the last validation. Not in on_train_epoch_end, which is called before `best` is saved.
         if agreed(trainer, bool(self.signal)):
@@ -150,7 +158,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
-        self.saved_time = time.monotonic()
+        self.saved_time, self.saved_step = time.monotonic(), trainer.global_step
 
     def _leave(self, trainer: Trainer) -> None:
         self._save(trainer)
@@ -171,6 +179,14 @@ class LastCheckpoint(Checkpoint):
             signal.signal(*self._handlers.popitem())
 
 
+def check_monitor(trainer: Trainer, monitor: str) -> None:
+    """Raises UserError if a metric isn't logged."""
+    if monitor not in trainer.callback_metrics:
+        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+        remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
+        raise UserError("a metric to monitor", f"{monitor}; the model logs {logged}", remedy)
+
+
 def agreed(trainer: Trainer, mine: bool) -> bool:
     """Whether any of the processes says so: clocks differ, and a signal may reach one of them only."""
     return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
@@ -180,7 +196,7 @@ def ends_now(trainer: Trainer) -> bool:
     """Whether the fit ends after this batch: by --trainer.max_steps, or by a callback that asked for it."""
     if trainer.should_stop:
         return trainer.global_step >= (trainer.min_steps or 0) and trainer.current_epoch >= (trainer.min_epochs or 0)
-    return trainer.global_step == trainer.max_steps
+    return 0 <= trainer.max_steps <= trainer.global_step  # two optimizers make two steps a batch
 
 
 def averages_at_the_end(trainer: Trainer) -> bool:
@@ -197,12 +213,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     expected = "a checkpoint of this project"
     checkpoint = with_new_names(load_safely(path, expected, REMEDY))
     content = checkpoint if isinstance(checkpoint, dict) else {}
-    hyperparameters, state = content.get("hyper_parameters"), content.get("state_dict")
-    named = isinstance(hyperparameters, dict) and isinstance(hyperparameters.get("_class_path"), str)
-    ours = named or isinstance(content.get("mnist_lightning"), dict)
-    if not (ours and isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+    ours = isinstance(class_path_of(content), str) or isinstance(content.get("mnist_lightning"), dict)
+    if not (ours and isinstance(content.get("state_dict"), dict)):
         raise UserError(expected, f"{path}, which is something else", REMEDY)
     return checkpoint
+
+
+def class_path_of(checkpoint: dict[str, Any]) -> Any:
+    """The path of the model's class: a DigitClassifier's, or one that LightningCLI has built."""
+    hyperparameters = checkpoint.get("hyper_parameters")
+    before = hyperparameters.get("_class_path") if isinstance(hyperparameters, dict) else None
+    return checkpoint.get("class_path", before)
 
 
 def with_new_names(checkpoint: Any) -> Any:
@@ -219,7 +240,7 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     Raises:
         UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
     """
-    class_path = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path")
+    class_path = class_path_of(read_checkpoint(Path(path)))
     if class_path is None:
         got, remedy = f"{path}, of another LightningModule", "make its class a DigitClassifier."
         raise UserError("a checkpoint of a DigitClassifier", got, remedy)

@@ -1,15 +1,18 @@
 """Checks: refuses what could only fail later, or would fail without saying why."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_lightning.classifier import DigitClassifier, check_images
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
+from mnist_lightning.runs.checkpoints import BestCheckpoint, check_monitor
 
 
 class Checks(Callback):
@@ -25,8 +28,25 @@ class Checks(Callback):
             remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."
             raise UserError("BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            for monitor in monitored(trainer, best=False):
+                if monitor.startswith("val"):
+                    got = f"{monitor}, without any validation"
+                    raise UserError("a metric that is measured", got, "name one of training.")
+        steps = steps_of(trainer)
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if not isinstance(schedule, OneCycleLR) or config.interval != "step":
+                continue
+            if schedule.total_steps < steps < math.inf:
+                remedy = "leave out --trainer.max_epochs and max_steps; to train longer start a new run."
+                got = f"a fit of {steps:.0f} steps"
+                raise UserError(f"a fit as long as its OneCycleLR, {schedule.total_steps} steps", got, remedy)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        # Some models log nothing in the sanity check.
+        if trainer.state.fn == "fit" and (trainer.callback_metrics or not trainer.sanity_checking):
             for monitor in monitored(trainer):
                 if monitor.startswith("val"):
                     check_monitor(trainer, monitor)
@@ -43,21 +63,27 @@ class Checks(Callback):
     on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
 
 
-def monitored(trainer: Trainer) -> list[str]:
-    """The metrics that callbacks and schedules of a fit can't do without."""
+def steps_of(trainer: Trainer) -> float:
+    """The optimizer steps of the whole fit. (Trainer.estimated_stepping_batches would make a resumed fit forget its
+    place in the epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550)"""
+    most = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return most
+    return min(most, trainer.max_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+
+
+def monitored(trainer: Trainer, best: bool = True) -> list[str]:
+    """The metrics that callbacks and schedules of a fit can't do without.
+
+    Args:
+        best: with that of BestCheckpoint, which does without where nothing is validated.
+    """
     names = [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau and config.strict]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint) or (isinstance(callback, EarlyStopping) and callback.strict):
+        saves = isinstance(callback, ModelCheckpoint) and (best or not isinstance(callback, BestCheckpoint))
+        if saves or (isinstance(callback, EarlyStopping) and callback.strict):
             names.append(callback.monitor)
     return [name for name in names if name]
-
-
-def check_monitor(trainer: Trainer, monitor: str) -> None:
-    """Raises UserError if a metric isn't logged."""
-    if monitor not in trainer.callback_metrics:
-        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-        remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
-        raise UserError("a metric to monitor", f"{monitor}; the model logs {logged}", remedy)
 
 
 def check(trainer: Trainer, model: LightningModule, batch: Any) -> None:

@@ -13,10 +13,15 @@ class NamesClasses(Protocol):
 
 def named_classes(datamodule: object) -> list[str]:
     """The datamodule's names for its classes; empty if it has none."""
-    return [str(name) for name in datamodule.class_names] if isinstance(datamodule, NamesClasses) else []
+    names = datamodule.class_names if isinstance(datamodule, NamesClasses) else None
+    return [str(name) for name in names] if isinstance(names, Sequence) else []
 
 
 def class_names(datamodule: object, count: int) -> list[str]:
     """A name for each of `count` classes: the datamodule's where it names just as many, else their numbers."""
-    names = named_classes(datamodule)
-    return names if len(names) == count else [str(label) for label in range(count)]
+    return as_many(named_classes(datamodule), count)
+
+
+def as_many(names: Sequence[str] | None, count: int) -> list[str]:
+    """These names, if they are of `count` classes; else the classes' numbers."""
+    return list(names) if names and len(names) == count else [str(label) for label in range(count)]

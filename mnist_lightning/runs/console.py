@@ -6,6 +6,7 @@ import warnings
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
+from torch.nn.parameter import is_lazy
 
 QUIET_WARNINGS = (
     # Lightning's _pytree.py asks torch >= 2.14 in a way that torch deprecates.
@@ -105,6 +106,7 @@ class ParameterCount(ModelSummary):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if trainer.is_global_zero:
-            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
+            known = [p for p in pl_module.parameters() if not is_lazy(p)]  # of lazy layers
+            sizes = [(parameter.numel(), parameter.requires_grad) for parameter in known]
             trainable = sum(size for size, trained in sizes if trained)
             print(f"{trainable:,} trainable of {sum(size for size, _ in sizes):,} parameters", flush=True)

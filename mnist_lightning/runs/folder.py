@@ -48,8 +48,9 @@ def find_checkpoint(name: str, root: Path = Path(), model: str | None = None) ->
     if name not in ("best", "last"):
         return Path(name)
     names = [model, f"{model}-digits"] if model else ["*"]
-    lasts = [path for name_ in names for path in (root / LOGS).glob(f"{name_}/version_*/checkpoints/last.ckpt")]
-    newest = max(lasts, key=lambda path: path.stat().st_mtime, default=None)
+    found = [path for name_ in names for path in (root / LOGS).glob(f"{name_}/version_*/checkpoints/*.ckpt")]
+    found = [path for path in found if path.stem in ("best", "last")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None or not newest.with_name(f"{name}.ckpt").is_file():
         expected = f"a run of {model or 'a model'} with a checkpoint under {root / LOGS}"
         raise UserError(expected, "none", "train one with `fit`, or name the file: --ckpt_path FILE.")

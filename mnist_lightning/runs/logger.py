@@ -2,11 +2,13 @@
 
 import csv
 import io
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from mnist_lightning.files import write_whole
@@ -39,15 +41,16 @@ class RunLogger(TensorBoardLogger):
         step = step if self.evaluated_at is None else self.evaluated_at
         # Lightning adds the epoch to each: a chart of its own, in front of all others.
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-        row = {"step": float(step or 0), **{name: float(value) for name, value in metrics.items()}}
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float, Tensor))}
+        row = {"step": float(step or 0), **numbers}
         if self.evaluated_at is not None:
             row.pop("epoch", None)
         if self.rows and self.rows[-1]["step"] == row["step"]:
             self.rows[-1].update(row)
         else:
             self.rows.append(row)
-        if any(name.startswith(("val/", "test/")) for name in row):
-            self._write()
+        if any(not name.endswith("_step") and not name.startswith("lr-") for name in numbers if name != "epoch"):
+            self._write()  # not for each single batch
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -60,12 +63,15 @@ class RunLogger(TensorBoardLogger):
                 raise
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
         """Joins the hyperparameters to val/acc and test/acc in the hparams tab.
 
         Lightning does that by logging a value for each metric at step 0, which then stands in the plots as if it had
         been measured; the tab needs the names alone.
         """
+        if metrics is not None:  # given by a model of one's own
+            return super().log_hyperparams(params, metrics, step)
+        params = vars(params) if isinstance(params, Namespace) else dict(params)
         if self.has_hyperparams:  # a fit's final test brings them again
             return
         self.has_hyperparams = True

@@ -90,5 +90,5 @@ def set_generators(states: dict[str, Any]) -> None:
 
 
 def not_finite(got: str, step: int) -> UserError:
-    remedy = "try a smaller --model.optimizer.lr, or --trainer.gradient_clip_val 1; the last good checkpoint is kept."
+    remedy = "try a smaller --model.optimizer.lr, or --trainer.gradient_clip_val 1."
     return UserError("finite numbers in training", f"{got} at step {step}", remedy)

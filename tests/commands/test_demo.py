@@ -50,7 +50,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.nn.functional.cross_entropy(model(images), torch.tensor([int(digit) for digit in drawn])).backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("taught") / "model.ckpt"
-    content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    content: dict[str, Any] = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    model.on_save_checkpoint(content)
     torch.save({"pytorch-lightning_version": lightning.__version__, **content}, path)
     return path
 
@@ -102,6 +103,7 @@ def test_model_of_other_images_is_refused(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: "installed")
     content = {**torch.load(checkpoint, weights_only=True), "hyper_parameters": dict(model.hparams), **more}
+    model.on_save_checkpoint(content)
     torch.save(content, tmp_path / "other.ckpt")
     assert run(["demo", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
     said = capsys.readouterr().err

@@ -44,7 +44,8 @@ class Branches(Colours):
 
 def save(model: DigitClassifier, path: Path, **more: Any) -> str:
     """Writes a checkpoint of a model that nobody trained; returns its path."""
-    content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **more}
+    content: dict[str, Any] = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **more}
+    model.on_save_checkpoint(content)
     torch.save({"pytorch-lightning_version": lightning.__version__, **content}, path)
     return str(path)
 
