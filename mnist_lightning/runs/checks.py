@@ -29,7 +29,8 @@ class Checks(Callback):
             raise UserError("BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
+        empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)  # of --data.val_size 0
+        if empty or not trainer.enable_validation:
             for monitor in monitored(trainer, best=False):
                 if monitor.startswith("val"):
                     got = f"{monitor}, without any validation"
