@@ -32,6 +32,8 @@ def objective(trial: optuna.Trial) -> float:
     try:
         trained = Trial(["fit", *options.fit, "--model.optimizer.lr", f"{rate:.3g}"])
     except UserError as error:
+        if "finite numbers" in str(error):  # the rate was too large
+            raise optuna.TrialPruned(str(error)) from error
         sys.exit(report(error))
     return float(trained.best.best_model_score or 0)
 

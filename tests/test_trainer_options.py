@@ -217,17 +217,19 @@ def accuracy_of(checkpoint: Path, precision: str) -> float:
 ])  # fmt: skip
 @pytest.mark.parametrize(("settings", "steps"), [
     ({}, EPOCH),
-    ({"precision": "bf16-mixed"}, EPOCH),
-    ({"precision": "64-true"}, EPOCH),
-    ({"max_epochs": 2}, 2 * EPOCH),
     ({"max_steps": 3}, 3),
-    ({"limit_train_batches": 1}, 1),
-    ({"limit_val_batches": 0}, EPOCH),
     ({"overfit_batches": 2}, 2),
-    ({"accumulate_grad_batches": 2}, 3),
-    ({"detect_anomaly": True}, EPOCH),
-    ({"inference_mode": False}, EPOCH),
-    ({"reload_dataloaders_every_n_epochs": 1}, EPOCH),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in [
+        ({"precision": "bf16-mixed"}, EPOCH),
+        ({"precision": "64-true"}, EPOCH),
+        ({"max_epochs": 2}, 2 * EPOCH),
+        ({"limit_train_batches": 1}, 1),
+        ({"limit_val_batches": 0}, EPOCH),
+        ({"accumulate_grad_batches": 2}, 3),
+        ({"detect_anomaly": True}, EPOCH),
+        ({"inference_mode": False}, EPOCH),
+        ({"reload_dataloaders_every_n_epochs": 1}, EPOCH),
+    ]),
 ])  # fmt: skip
 def test_option_does_so_from_python_with_loaders_of_tensors(
     settings: dict[str, Any], steps: int, model: Callable[[], DigitClassifier], tmp_path: Path, quiet: Callable

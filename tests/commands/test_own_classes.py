@@ -231,7 +231,7 @@ def last() -> dict[str, Any]:
 
 @pytest.mark.parametrize("typed", [
     f"--data {own(Folder)} --data.root here", f"--data {own(Few)} --model {own(Pooled)} --model.pool MEAN",
-    *(f"--data {own(Few)} --model {own(model)}" for model in (Deep, Late, Lazy, Counting, Partly, WithExtra, Fine)),
+    *(f"--data {own(Few)} --model {own(model)}" for model in (Deep, Late, Lazy, Counting, Partly, WithExtra)),
     f"--data {own(Fewer)}", f"--data {own(Fewer)} --model ResNet18 --model.weights none --model.image_size 28",
 ])  # fmt: skip
 def test_trained_model_is_tested_and_resumed(typed: str, folder: Path) -> None:

@@ -262,7 +262,7 @@ def test_two_fits_at_the_same_moment_get_a_folder_each(whole: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("signals", "where", "step"), [
-    pytest.param("SIGTERM", "on_train_batch_start 8", 8, id="SIGTERM"),
+    pytest.param("SIGTERM", "on_train_batch_start 8", 8, id="SIGTERM", marks=slow),
     *(pytest.param(name, *place, marks=slow, id=f"{name} {place[0]}") for name in ("SIGTERM", "SIGINT") for place in (
         ("on_train_batch_start 14", 14), ("on_train_batch_start 1", 1), ("on_before_optimizer_step 5", 5),
         ("on_train_batch_end 4", 4), ("on_train_batch_end 10", 10), ("on_train_epoch_start 2", 11),
@@ -369,7 +369,7 @@ def test_checkpoint_that_cannot_be_written_is_an_error_and_the_earlier_one_is_wh
     assert "Traceback" not in ended.output
     assert not list(tmp_path.rglob(".*.tmp"))
     if fault == "on_train_batch_end 1 limit":  # that was before the first checkpoint
-        assert runs(tmp_path) == []
+        assert not list(tmp_path.rglob("*.ckpt"))
     else:
         last(tmp_path).parent.chmod(0o755)
         resume(tmp_path, "ConvNet", whole)
