@@ -51,7 +51,7 @@ def main() -> None:
             right = model(torch.from_numpy(np.stack(images))[:, None]).argmax(1) == labels
         rows.append([name, f"{100 * float(right.float().mean()):.1f}"])
     print(f"{len(chosen):,} digits; {machine()}\n")
-    print(table(["", "read right, %"], rows))
+    print(table(["", "classified correctly, %"], rows))
 
 
 if __name__ == "__main__":
