@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +165,8 @@ def rows() -> Iterator[Any]:
                 quick = model == "ConvNet" and (number == 0 or case.steps is REFUSED)
                 name = f"{option}-{case.value}-{number}-{model}"
                 marks = [] if quick else [pytest.mark.slow]
+                if str(case.value).startswith("Rich") and find_spec("rich") is None:
+                    marks.append(pytest.mark.skip(reason="rich isn't installed"))
                 yield pytest.param(option, case, model, id=name, marks=marks)
 
 
