@@ -165,8 +165,9 @@ def rows() -> Iterator[Any]:
                 quick = model == "ConvNet" and (number == 0 or case.steps is REFUSED)
                 name = f"{option}-{case.value}-{number}-{model}"
                 marks = [] if quick else [pytest.mark.slow]
-                if str(case.value).startswith("Rich") and find_spec("rich") is None:
-                    marks.append(pytest.mark.skip(reason="rich isn't installed"))
+                for start, package in (("Rich", "rich"), ("DeviceStats", "psutil")):
+                    if str(case.value).startswith(start) and find_spec(package) is None:
+                        marks.append(pytest.mark.skip(reason=f"{package} isn't installed"))
                 yield pytest.param(option, case, model, id=name, marks=marks)
 
 
@@ -176,6 +177,9 @@ def test_option_does_what_it_says_or_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # ddp sets them: the processes of other tests would take them over
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     for name in THEIRS:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("somebody else's")
