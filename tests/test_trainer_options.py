@@ -177,9 +177,6 @@ def test_option_does_what_it_says_or_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
-    for name in ("MASTER_ADDR", "MASTER_PORT"):  # ddp sets them: the processes of other tests would take them over
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
     for name in THEIRS:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("somebody else's")
