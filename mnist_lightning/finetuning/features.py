@@ -98,7 +98,7 @@ def reason_against(model: ResNet18, data: MNISTDataModule | None) -> str:
         return "--model.cache_features is false"
     if data is None:
         return "the images don't come from MNISTDataModule"
-    if not (isinstance(data.train_set, Images) and isinstance(data.val_set, Images)):
+    if not all(isinstance(images, Images) for images in (data.train_set, data.val_set, data.test_set)):
         return "the images aren't in memory as Images"
     if data.augment:
         return "--data.augment changes the images at each step"

@@ -51,6 +51,12 @@ class Fewer(Few):
         self.train_set = Subset(self.train_set, range(32))  # type: ignore[assignment]
 
 
+class FewerTests(Few):
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.test_set = Subset(self.test_set, range(20))  # type: ignore[assignment]
+
+
 class Folder(LightningDataModule):
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -233,6 +239,7 @@ def last() -> dict[str, Any]:
     f"--data {own(Folder)} --data.root here", f"--data {own(Few)} --model {own(Pooled)} --model.pool MEAN",
     *(f"--data {own(Few)} --model {own(model)}" for model in (Deep, Late, Lazy, Counting, Partly, WithExtra)),
     f"--data {own(Fewer)}", f"--data {own(Fewer)} --model ResNet18 --model.weights none --model.image_size 28",
+    f"--data {own(FewerTests)} --model ResNet18 --model.weights none --model.image_size 28",
 ])  # fmt: skip
 def test_trained_model_is_tested_and_resumed(typed: str, folder: Path) -> None:
     fitted = command("fit", *typed.split(), *QUIET)
