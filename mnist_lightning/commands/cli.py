@@ -36,7 +36,7 @@ from mnist_lightning.commands.arguments import (
 )
 from mnist_lightning.commands.demo import demo
 from mnist_lightning.commands.explain import LOOK_UP, cause, explain
-from mnist_lightning.commands.export import export
+from mnist_lightning.commands.export import MNIST_INPUT, export
 from mnist_lightning.commands.parser import LimitedTrainer, Parser, ParserError, class_of, in_full_names
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
@@ -61,7 +61,6 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
-PHOTO = {"shape": [1, 28, 28], "dtype": "uint8"}  # what a model is given of Photos
 OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
 OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
 REFUSING = ("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "jsonargparse.")
@@ -472,8 +471,8 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         if isinstance(self.datamodule, Photos):
-            seen = (self.checkpoint or {}).get("example_input", PHOTO)
-            if seen != PHOTO:
+            seen = (self.checkpoint or {}).get("example_input", MNIST_INPUT)
+            if seen != MNIST_INPUT:
                 got, remedy = f"one of {seen['dtype']} (B, *{seen['shape']})", "give your own datamodule: --data CLASS."
                 raise UserError("a model of uint8 images (B, 1, 28, 28) for Photos", got, remedy)
         answers: Any = self.trainer.predict(**kwargs) or []
