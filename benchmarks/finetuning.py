@@ -169,7 +169,7 @@ def probe(options: argparse.Namespace) -> None:
 
 
 def batchnorm(options: argparse.Namespace) -> None:
-    """The tutorial's frozen ResNet18, whose BatchNorm layers stay in training mode, beside the project's."""
+    """The original's frozen ResNet18, whose BatchNorm layers stay in training mode, beside the project's."""
     digits = load_mnist(options.data_dir)
     images, labels = (part[:10000] for part in digits.train)
     test = Split(*(part[:2000] for part in digits.test))
@@ -195,7 +195,7 @@ def batchnorm(options: argparse.Namespace) -> None:
     rows = [[name, f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"]
             for name, values in accuracies.items()]  # fmt: skip
     print(f"### BatchNorm in a frozen backbone, image size {options.image_size}, {options.seeds} seeds\n")
-    print("10,000 training images, 3 epochs of the tutorial's SGD; 2,000 test images.\n")
+    print("10,000 training images, 3 epochs of the original's SGD; 2,000 test images.\n")
     print(table(["the backbone while the head was trained", "test accuracy, %"], rows) + "\n")
 
 

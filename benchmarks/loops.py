@@ -1,4 +1,4 @@
-"""The loops that the project is measured against, written here from the tutorial's description of them.
+"""The loops that the project is measured against, written here from the Chinese tutorial, called the original.
 
 `tutorial_*`: torchvision's dataset, one PIL image at a time, a plain loop over its batches.
 `bare_*`: a plain loop over the project's own in-memory batches and model: what Lightning may cost on top.
@@ -18,7 +18,7 @@ from mnist_lightning.data import Images, MNISTDataModule, split
 
 
 def tutorial_convnet(data_dir: str, steps: int | None = None) -> Iterator[tuple[float, float]]:
-    """The tutorial's first loop, an epoch (or `steps` batches) at a time.
+    """The original's first loop, an epoch (or `steps` batches) at a time.
 
     Yields:
         (seconds of training so far, test accuracy in %).
@@ -33,7 +33,7 @@ def tutorial_convnet(data_dir: str, steps: int | None = None) -> Iterator[tuple[
 
 
 def tutorial_resnet18(data_dir: str, weights: str, image_size: int, images: int) -> Iterator[tuple[float, float]]:
-    """The tutorial's second loop, mended to take grey images, on the first `images` of each set: yields as above."""
+    """The original's second loop, changed to take grey images, on the first `images` of each set: yields as above."""
     steps = [transforms.Grayscale(3), transforms.Resize(image_size), transforms.ToTensor()]
     model = models.resnet18()
     model.load_state_dict(torch.load(weights, weights_only=True))

@@ -1,4 +1,4 @@
-"""How fast: the project beside the tutorial's loops and a bare loop, as ratios from runs in turn on one machine.
+"""How fast: the project beside the original's loops and a bare loop, as ratios from runs in turn on one machine.
 
     python -m benchmarks.speed --weights resnet18.pth --data_dir data
     python -m benchmarks.speed --weights resnet18.pth --data_dir data --parts convnet startup
@@ -116,7 +116,7 @@ def convnet(options: argparse.Namespace) -> None:
     args += ["--trainer.limit_train_batches", "20"] if options.quick else []
     fit = f"from benchmarks.speed import fits\nfor value in fits(*{args!r}):"
     loops = {
-        "the tutorial's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
+        "the original's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
         "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
         "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
         f"{steps}):",
@@ -128,7 +128,7 @@ def convnet(options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         for name, way in ways.items():
             seconds[name].append(next(way))
-        tutorial = seconds["the tutorial's loop"]
+        tutorial = seconds["the original's loop"]
         tutorial[-1], before = tutorial[-1] - before, tutorial[-1]
     peaks = [memory[loop] for loop in loops.values()]
     bare = peaks[1]
@@ -139,11 +139,11 @@ def convnet(options: argparse.Namespace) -> None:
         ratios = [spread(to_bare), spread(to_tutorial)]
         rows.append([name, spread(values, " s", 1), *ratios, f"{peak:.0f} MB, {peak / bare:.2f} of the bare loop's"])
     print("### One epoch of ConvNet\n")
-    print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the tutorial's", "peak memory"], rows) + "\n")
+    print(table(["loop", "seconds", "ratio to the bare loop", "ratio to the original's", "peak memory"], rows) + "\n")
 
 
 def fast(options: argparse.Namespace) -> None:
-    """The tutorial's ten epochs, and after each of them a whole fit of configs/convnet_fast.yaml with another seed."""
+    """The original's ten epochs, and after each of them a whole fit of configs/convnet_fast.yaml with another seed."""
     steps = 20 if options.quick else None
     tutorial = elsewhere(f"for value in tutorial_convnet({options.writable!r}, {steps}):")
     config = [
@@ -164,7 +164,7 @@ def fast(options: argparse.Namespace) -> None:
             took, accuracy = fit(*config, "--seed_everything", str(seed), *extra)
             seconds[name].append(took)
             accuracies[name].append(accuracy)
-    rows = [["the tutorial's loop", f"{seed + 1} epochs", f"{whole:.0f} s (n = 1)", f"{tutorial_accuracy:.2f}", "1"]]
+    rows = [["the original's loop", f"{seed + 1} epochs", f"{whole:.0f} s (n = 1)", f"{tutorial_accuracy:.2f}", "1"]]
     for name in ways:
         deviation = statistics.stdev(accuracies[name]) if len(accuracies[name]) > 1 else 0.0
         ours = f"{statistics.mean(accuracies[name]):.2f} ± {deviation:.2f}, lowest {min(accuracies[name]):.2f}"
@@ -232,7 +232,7 @@ def saving(options: argparse.Namespace) -> None:
 
 
 def resnet18(options: argparse.Namespace) -> None:
-    """A frozen ResNet18 for five epochs: the tutorial's, by one epoch after another, between them whole fits."""
+    """A frozen ResNet18 for five epochs: the original's, by one epoch after another, between them whole fits."""
     rows = []
     for size, images in ((28, 300),) if options.quick else ((28, 60000), (64, 60000)):
         arguments = f"{options.writable!r}, {options.weights!r}, {size}, {images}"
@@ -251,7 +251,7 @@ def resnet18(options: argparse.Namespace) -> None:
             faster = spread([5 * epoch / value for epoch, value in zip(epochs, values, strict=True)], "", 1)
             rows.append([str(size), name, whole, spread(values, " s", 1), faster])
     print("### Five epochs of a frozen ResNet18\n")
-    print(table(["image size", "", "the tutorial's loop", "this", "faster by"], rows) + "\n")
+    print(table(["image size", "", "the original's loop", "this", "faster by"], rows) + "\n")
 
 
 def frozen(options: argparse.Namespace, size: int, images: int, epochs: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The MNIST tutorial done for real with PyTorch Lightning: a ConvNet from scratch, a fine-tuned ResNet18."""
+"""Image classification with PyTorch and Lightning: a ConvNet on MNIST, and a fine-tuned ResNet18."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import plain_hyperparameters, refuse_lost, schedule_arguments
+from mnist_lightning.hyperparameters import plain_hyperparameters, refuse_lost, schedule_config
 
 LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<", 1)])
 
@@ -56,9 +55,6 @@ class DigitClassifier(LightningModule):
         self.train_acc, self.val_acc, self.test_acc = (MulticlassAccuracy(**metric) for _ in range(3))
         # nan_strategy="disable": a NaN is shown, not dropped
         self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
 
     @torch.compiler.disable  # torch.compile(model) compiles forward alone: for metrics it would recompile each step
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -115,14 +111,7 @@ class DigitClassifier(LightningModule):
             self.to(memory_format=torch.contiguous_format)
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer, **schedule_arguments(self.scheduler, factors, self))
-        by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
-        config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
-        if isinstance(schedule, ReduceLROnPlateau):
-            config["monitor"] = schedule.monitor
-            if schedule.monitor.startswith("val"):  # it is there after a validation only
-                config["frequency"] = self.trainer.check_val_every_n_epoch or 1
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        return {"optimizer": optimizer, "lr_scheduler": schedule_config(self.scheduler, optimizer, factors, self)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"

@@ -92,10 +92,6 @@ class MNISTDataModule(LightningDataModule):
         self.loaded = self.loaded or self.load()
         if self.batch_size is None:
             self.batch_size = 16 if self.source == "digits" else 64
-        if self.trainer is not None and self.trainer.world_size > 1:
-            first = self.trainer.strategy.broadcast(self.source)
-            if self.source != first:  # auto, on a host without the files
-                raise UserError(f"the same data on every host ({first})", self.source, "give --data.source.")
         images, labels = self.loaded.train
         val_size = self.val_size
         if self.source == "digits" and val_size >= 1:
@@ -179,12 +175,8 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        return self.images[position], self.labels[position]
-
-    def batch(self, positions: Sequence[int]) -> Batch:
-        """A whole batch by one index operation, which takes a fraction of the time of one image after the other."""
-        index = torch.tensor(positions)
+    def __getitem__(self, index: int | list[int]) -> Batch:
+        """An image and its label; of a list of indices a batch, in a fraction of the time of one after the other."""
         if self.features is not None:
             return self.features._replace(values=self.features.values[index]), self.labels[index]
         return self.images[index], self.labels[index]
@@ -217,7 +209,7 @@ class ResumableLoader(DataLoader):
         for positions in itertools.islice(self.batch_sampler, self.yielded, None):  # type: ignore[arg-type]
             self.yielded += 1
             if isinstance(self.dataset, Images):
-                yield self.dataset.batch(positions)
+                yield self.dataset[positions]
             else:  # of a subclass of MNISTDataModule
                 yield self.collate_fn([self.dataset[position] for position in positions])
         if isinstance(self.sampler, DistributedSampler):
@@ -228,13 +220,11 @@ class ResumableLoader(DataLoader):
 def split(count: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
     """Which of `count` images are for training and which for validation: two int64 tensors of indices.
 
-    Disjoint, covering, and the same on every machine for the same seed.
-
-    Args:
-        val_size: a number of images, or a share below 1.
+    Disjoint, covering, and the same on every machine for the same seed. val_size is a number of images, or a share
+    below 1.
 
     Raises:
-        UserError: it leaves nothing to train on.
+        UserError: val_size leaves nothing to train on.
     """
     kept = round(count * val_size) if 0 < val_size < 1 else int(val_size)
     if not 0 <= kept < count:
@@ -244,10 +234,7 @@ def split(count: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]
 
 
 def balanced(indices: Tensor, labels: Tensor, size: int) -> Tensor:
-    """`size` of `indices`, the same number of each class, taken in their order.
-
-    Args:
-        labels: of all images.
+    """`size` of `indices`, the same number of each class, taken in their order. `labels` are those of all images.
 
     Raises:
         UserError: there are fewer.

@@ -1,4 +1,4 @@
-"""Hyperparameters: as plain values for the checkpoint, and those of a schedule that only the fit knows."""
+"""Hyperparameters as plain values for a checkpoint; a learning-rate schedule, with what only the fit knows."""
 
 import inspect
 import math
@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from mnist_lightning.errors import UserError
 
@@ -48,6 +52,26 @@ def refuse_lost(**hyperparameters: Any) -> None:
     for name, value in hyperparameters.items():
         if isinstance(value, str) and value == FROM_PYTHON:
             raise UserError(f"the {name} to train with", FROM_PYTHON, f"pass {name}= when you load the model.")
+
+
+def schedule_config(
+    scheduler: Any, optimizer: Optimizer, factors: tuple[float, ...], model: LightningModule
+) -> LRSchedulerConfigType:
+    """A learning-rate schedule as Lightning takes it: when it steps, and for ReduceLROnPlateau what it watches.
+
+    Args:
+        scheduler: builds the schedule.
+        factors: of the optimizer's groups, see schedule_arguments.
+        model: in the fit, if there is one.
+    """
+    schedule = scheduler(optimizer, **schedule_arguments(scheduler, factors, model))
+    by_batch = isinstance(schedule, (OneCycleLR, CyclicLR))  # torch's documentation: made to step after each batch
+    config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
+    if isinstance(schedule, ReduceLROnPlateau):
+        config["monitor"] = schedule.monitor
+        if schedule.monitor.startswith("val"):  # it is there after a validation only
+            config["frequency"] = model.trainer.check_val_every_n_epoch or 1
+    return config
 
 
 def schedule_arguments(scheduler: Any, factors: tuple[float, ...], model: LightningModule) -> dict[str, Any]:

@@ -151,15 +151,13 @@ class ResNet18(DigitClassifier):
             warning = "WARNING: --model.weights none: the backbone's weights are random."
             rank_zero_only(print)(warning, flush=True)
         else:
-            state = read_weights(imagenet_weights() if self.weights == "imagenet" else Path(self.weights))
+            path = imagenet_weights() if self.weights == "imagenet" else Path(self.weights)
+            expected = "ResNet18's weights in torchvision's names, or a checkpoint of this project"
+            remedy = "give --model.weights another file, imagenet or none."
             try:
-                self.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+                self.backbone.load_state_dict(backbone_part(load_safely(path, expected, remedy)))
             except RuntimeError as error:
-                raise UserError(
-                    "a state dict of ResNet18 in torchvision's names",
-                    f"{self.weights}: {str(error).splitlines()[1].strip()}",
-                    "give --model.weights another file, imagenet or none.",
-                ) from error
+                raise UserError(expected, f"{path}: {str(error).splitlines()[1].strip()[:200]}", remedy) from error
         self.has_weights = True
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -177,18 +175,11 @@ class ResNet18(DigitClassifier):
         return stem | {name: self.backbone.get_submodule(name) for name in ("layer1", "layer2", "layer3", "layer4")}
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """A state dict in torchvision's names, from such a file or from a checkpoint of this project.
-
-    Raises:
-        UserError: there is no such file, or it is neither. Nothing in it is ever executed (weights_only=True).
-    """
-    remedy = "give --model.weights another file, imagenet or none."
-    expected = "a file with ResNet18's weights, saved by torch.save or by this project"
-    content = load_safely(path, f"{expected}, or imagenet, or none", remedy)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        state, prefix = content["state_dict"], "backbone."
-        content = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if not isinstance(content, dict) or "layer4.1.bn2.weight" not in content:
-        raise UserError(expected, f"{path}, which holds something else", remedy)
-    return content
+def backbone_part(content: Any) -> dict[str, Any]:
+    """What a file of weights says of the backbone: torchvision's state dict without its last layer, or the backbone of
+    a checkpoint of this project; {} of anything else."""
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(state := content.get("state_dict"), dict):
+        return {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
+    return {name: value for name, value in content.items() if not name.startswith("fc.")}

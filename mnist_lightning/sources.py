@@ -6,7 +6,6 @@ Digits: Alpaydin, Kaynak, https://doi.org/10.24432/C50P49: 1,797 images of 8×8,
 
 import gzip
 import hashlib
-import math
 import sys
 import zlib
 from collections.abc import Sequence
@@ -40,20 +39,15 @@ class IDXFile(NamedTuple):
     """An official file. The MD5 of the .gz is the one that torchvision checks, that of the content is computed."""
 
     name: str
-    samples: int
     md5_gz: str
     md5: str
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.samples, 28, 28) if "images" in self.name else (self.samples,)
-
 
 FILES = (
-    IDXFile("train-images-idx3-ubyte", 60000, "f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
-    IDXFile("train-labels-idx1-ubyte", 60000, "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
-    IDXFile("t10k-images-idx3-ubyte", 10000, "9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
-    IDXFile("t10k-labels-idx1-ubyte", 10000, "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+    IDXFile("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+    IDXFile("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+    IDXFile("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+    IDXFile("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
 )
 
 
@@ -68,15 +62,11 @@ def load_mnist(data_dir: str, mirrors: Sequence[str] | None = None) -> Digits:
     """
     raw_dir = Path(data_dir).expanduser() / "MNIST" / "raw"  # where torchvision keeps them, too
     try:
-        train_images, train_labels, test_images, test_labels = (_load_idx(raw_dir, file, mirrors) for file in FILES)
+        arrays = [_load_idx(raw_dir, file, mirrors) for file in FILES]
     except OSError as error:  # permissions, a read-only or full disk, a file where a folder should be
-        raise UserError(
-            f"a data folder to read and write: {data_dir}",
-            str(error),
-            "choose another with --data.data_dir DIR, or correct its permissions.",
-        ) from error
-    train = Split(train_images.unsqueeze(1), train_labels.long())
-    return Digits(train, Split(test_images.unsqueeze(1), test_labels.long()))
+        remedy = "choose another with --data.data_dir DIR, or correct its permissions."
+        raise UserError(f"a data folder to read and write: {data_dir}", str(error), remedy) from error
+    return Digits(Split(*arrays[:2]), Split(*arrays[2:]))
 
 
 def load_digits() -> Digits:
@@ -125,14 +115,14 @@ def _load_idx(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> Te
 
 
 def _read_idx(path: Path, file: IDXFile) -> Tensor | None:
-    """The uint8 array in an IDX file, unpacked or .gz; None if the file is damaged."""
-    header = 4 + 4 * len(file.shape)  # bytes: a magic number, then one count per dimension
-    size = header + math.prod(file.shape)
+    """Images (N, 1, 28, 28) or labels (N,) of an IDX file, unpacked or .gz; None if the file is damaged."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-            content = bytearray(stream.read(size + 1))  # one byte more than right, to see that a file is too long
+            content = bytearray(stream.read())
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return None
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.md5:
         return None
-    return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(file.shape)
+    if "labels" in file.name:
+        return torch.frombuffer(content, dtype=torch.uint8, offset=8).long()
+    return torch.frombuffer(content, dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)

@@ -112,10 +112,9 @@ def small_files(
     def md5(content: bytes) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
-    counts = (TRAIN, TRAIN, TEST, TEST)
     files = tuple(
-        sources.IDXFile(file.name, count, md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name]))
-        for file, count in zip(sources.FILES, counts, strict=True)
+        sources.IDXFile(file.name, md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name]))
+        for file in sources.FILES
     )
     monkeypatch.setattr(sources, "FILES", files)
     return files

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from enum import Enum
 from pathlib import Path
@@ -18,8 +19,6 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.hyperparameters import FROM_PYTHON
 from mnist_lightning.runs.checkpoints import class_path_of
 from mnist_lightning.runs.folder import run_of
-
-FREE = ("data_dir", "mirrors")  # of the data's settings: where it lies may change in a resumed run
 
 
 def look_ahead(typed: list[str]) -> argparse.Namespace:
@@ -115,7 +114,9 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
             raise UserError(f"a checkpoint of {now['class_path']}", got, remedy)
         for name, value in now.get("init_args", {}).items() if same else ():
             was = then["init_args"].get(name, value)
-            fixed = (resuming and (key == "model" or name not in FREE)) or (key == "model" and name == "weights")
+            moved = name != "source" and os.path.isdir(str(value))  # a folder that the data was moved to
+            free = key == "data" and (name in ("data_dir", "mirrors") or moved)
+            fixed = (resuming and not free) or (key, name) == ("model", "weights")
             if fixed and value != was:
                 remedy = "leave it out; to train with another value start a new run, without --ckpt_path."
                 raise UserError(f"--{key}.{name} as in the checkpoint: {was}", str(value), remedy)

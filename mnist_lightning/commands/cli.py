@@ -31,6 +31,7 @@ from mnist_lightning.commands.arguments import (
     check_architecture,
     in_full,
     look_ahead,
+    read_config,
     refuse_what_cannot_win,
     settings_of,
 )
@@ -41,7 +42,6 @@ from mnist_lightning.commands.parser import LimitedTrainer, Parser, ParserError,
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, report
-from mnist_lightning.files import write_whole
 from mnist_lightning.finetuning.features import FeatureCache
 from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  to be known by its short name
 from mnist_lightning.photos import Photos
@@ -55,7 +55,7 @@ from mnist_lightning.runs.folder import claim, find_checkpoint, quoted, results_
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
-from mnist_lightning.runs.state import RunState
+from mnist_lightning.runs.state import RunState, write_settings
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
@@ -311,17 +311,19 @@ class CLI(LightningCLI):
             self.model.load_pretrained()
         # All that repeats the run, as plain values: for config.yaml and for each checkpoint.
         self.plain_settings = without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
+        self.plain_settings["ckpt_path"] = None
         root = Path(self.settings.trainer.default_root_dir or ".")
         resumed = run_of(Path(self.settings.ckpt_path)) if self.checkpoint is not None else None
-        self.fresh = resumed is None
-        if resumed is not None:
+        self.fresh, self.config_file = resumed is None, None
+        if resumed is not None and self.checkpoint is not None:
             self.folder = resumed
+            if read_config(resumed / "config.yaml") == self.checkpoint.get("mnist_lightning"):  # not somebody's own
+                self.config_file = resumed / "config.yaml"
         elif self.fitting and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             digits = isinstance(self.datamodule, MNISTDataModule) and self.datamodule.source == "digits"
             self.folder = claim(root, type(self.model).__name__ + ("-digits" if digits else ""))
             try:
-                with write_whole(self.folder / "config.yaml") as file:
-                    file.write(yaml.safe_dump(self.plain_settings, sort_keys=False).encode())
+                write_settings(self.folder / "config.yaml", self.plain_settings)
             except BaseException:
                 self._give_back()
                 raise
@@ -373,7 +375,7 @@ class CLI(LightningCLI):
             self.pictures = Pictures(None if self.fitting else (self.checkpoint or {}).get("global_step"))
             callbacks.append(self.pictures)
         if self.fitting:
-            callbacks.append(RunState(self.plain_settings))
+            callbacks.append(RunState(self.plain_settings, self.config_file))
             if settings["enable_checkpointing"] is not False:
                 checkpoints = self.folder.resolve() / "checkpoints"
                 self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)

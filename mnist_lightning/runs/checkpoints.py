@@ -4,13 +4,15 @@ import importlib
 import io
 import math
 import os
+import pickle
+import re
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -28,11 +30,19 @@ MINUTE = 60.0  # seconds; what a kill costs at most
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's own goes by the temp folder, moves without fsync, and swallows a PermissionError."""
+    """Lightning's own goes by the temp folder, moves without fsync, and swallows a PermissionError.
+
+    The first checkpoint is read back: one that can't be loaded with weights_only=True is refused, not found out later.
+    """
+
+    checked = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()  # torch.save's zip writer would turn a full disk's OSError into a RuntimeError
         torch.save(checkpoint, buffer)
+        if not self.checked:
+            refuse_objects(buffer)
+            self.checked = True
         with write_whole(path) as file:
             file.write(buffer.getbuffer())
 
@@ -177,6 +187,18 @@ class LastCheckpoint(Checkpoint):
         # Not in teardown: by then Lightning has put back what it found, and these would be Lightning's own.
         while self._handlers:
             signal.signal(*self._handlers.popitem())
+
+
+def refuse_objects(saved: IO[bytes]) -> None:
+    """Raises UserError if a checkpoint holds more than plain values and tensors."""
+    saved.seek(0)
+    try:
+        torch.load(saved, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        got = f"an object of {name[1]}" if name else str(error).splitlines()[0]
+        remedy = "change the hyperparameters, state_dict or on_save_checkpoint that it comes from."
+        raise UserError("plain values and tensors in a checkpoint", got, remedy) from error
 
 
 def check_monitor(trainer: Trainer, monitor: str) -> None:

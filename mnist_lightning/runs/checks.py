@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_lightning.classifier import DigitClassifier, check_images
 from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, check_monitor
@@ -19,6 +20,13 @@ class Checks(Callback):
     """Looks at the callbacks before training, at the metrics after each validation (the first is the sanity check), and
     at the first batch: images and labels that a DigitClassifier can't take are refused in their datamodule's name.
     """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.world_size > 1 and isinstance(data, MNISTDataModule):
+            first = trainer.strategy.broadcast(data.source)
+            if data.source != first:  # auto, on a host without the files
+                raise UserError(f"the same data on every host ({first})", data.source, "give --data.source.")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]

@@ -31,7 +31,7 @@ class RunLogger(TensorBoardLogger):
         version = int(number) if number.isdecimal() else run.name  # of a str the bar would show the last four letters
         super().__init__(save_dir=run.parent, name="", version=version, default_hp_metric=False)
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
-        self.has_hyperparams = False
+        self.shown: dict[str, Any] | None = None  # hyperparameters
         rows = read_metrics(self.path)
         self.ours = rows is not None
         self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
@@ -72,15 +72,17 @@ class RunLogger(TensorBoardLogger):
         if metrics is not None:  # given by a model of one's own
             return super().log_hyperparams(params, metrics, step)
         params = vars(params) if isinstance(params, Namespace) else dict(params)
-        if self.has_hyperparams:  # a fit's final test brings them again
-            return
-        self.has_hyperparams = True
         shown = {
             key.replace("/init_args", "").removesuffix("/class_path"): value
             for key, value in flat(params).items()
             # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
             if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
+        if self.shown is not None:  # a fit's final test brings them again
+            if more := sorted(shown.keys() - self.shown):
+                print(f"TensorBoard: hyperparameters can be given once; not shown: {', '.join(more)}", flush=True)
+            return
+        self.shown = shown
         for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
             self.experiment.file_writer.add_summary(summary)
 

@@ -3,14 +3,17 @@
 import math
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.files import write_whole
 from mnist_lightning.runs.classes import named_classes
 
 
@@ -22,10 +25,11 @@ class RunState(Callback):
 
     Args:
         settings: all of the run's, as config.yaml has them: {"model": {"class_path": ..., "init_args": ...}, ...}.
+        config: config.yaml of a resumed run, written anew when training starts: the settings may be others now.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self, settings: dict[str, Any], config: Path | None = None) -> None:
+        self.settings, self.config = settings, config
         self.example: dict[str, Any] = {}
         self._generators: dict[str, Any] | None = None
 
@@ -65,6 +69,13 @@ class RunState(Callback):
         if self._generators and trainer.fit_loop.restarted_mid_epoch:
             set_generators(self._generators)
         self._generators = None
+        if self.config is not None and trainer.is_global_zero:
+            write_settings(self.config, self.settings)
+
+
+def write_settings(path: Path, settings: dict[str, Any]) -> None:
+    with write_whole(path) as file:
+        file.write(yaml.safe_dump(settings, sort_keys=False).encode())
 
 
 def generators() -> dict[str, Any]:

@@ -194,11 +194,11 @@ BAD = {
     "test --ckpt_path class_foreign.ckpt": "got .*torch.nn.*Linear",
     # Weights
     "fit --data.source digits --model ResNet18 --model.weights nowhere.pth":
-        "a file with ResNet18's weights.*, or imagenet, or none got no such file: nowhere.pth give --model.weights",
+        "ResNet18's weights .* or a checkpoint .* got no such file: nowhere.pth give --model.weights another file, im",
     "fit --data.source digits --model ResNet18 --model.weights text.ckpt": "got text.ckpt, which is damaged or some",
-    "fit --data.source digits --model ResNet18 --model.weights whole.ckpt": "got whole.ckpt, which holds something",
+    "fit --data.source digits --model ResNet18 --model.weights whole.ckpt": "got whole.ckpt: Missing key.s. .*conv1",
     "fit --data.source digits --model ResNet18 --model.weights resnet_shape.pth":
-        "a state dict of ResNet18 in torchvision's names got resnet_shape.pth: .*conv1.weight.* give --model.weights",
+        "ResNet18's weights in torchvision's names, .* got resnet_shape.pth: .*conv1.weight.* give --model.weights",
     # Folders that can't be used
     "fit --data.source mnist --data.data_dir text.ckpt": "a data folder to read and write: text.ckpt got .*text.ckpt",
     "fit --data.source digits --trainer.default_root_dir text.ckpt": "write the run's files got .*: text.ckpt",

@@ -230,6 +230,11 @@ class Misread(Callback):
         pass
 
 
+class KeepsAPath(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"where": Path("x")}
+
+
 def last() -> dict[str, Any]:
     (path,) = Path("lightning_logs").rglob("last.ckpt")
     return torch.load(path, weights_only=True)
@@ -248,6 +253,16 @@ def test_trained_model_is_tested_and_resumed(typed: str, folder: Path) -> None:
     before = last()["global_step"]
     command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2, "--pictures", "false")
     assert last()["global_step"] == 2 * before
+
+
+def test_ones_own_data_may_have_moved(folder: Path) -> None:
+    command("fit", "--data", own(Folder), "--data.root", "here", *QUIET)
+    Path("there").mkdir()
+    command("fit", "--ckpt_path", "last", "--data.root", "there", "--trainer.max_epochs", 2)
+    assert last()["epoch"] == 1
+    assert "--data.root as in the checkpoint: there got elsewhere" in refused(
+        "fit", "--ckpt_path", "last", "--data.root", "elsewhere"
+    )
 
 
 def test_replaced_stem_is_trained(folder: Path) -> None:
@@ -303,6 +318,13 @@ def test_run_that_failed_after_an_epoch_keeps_what_it_measured(folder: Path) -> 
     assert len(list(Path("lightning_logs").rglob("metrics.csv"))) == 1
 
 
+def test_checkpoint_that_could_not_be_read_is_refused_at_the_first_save(folder: Path) -> None:
+    with redirect_stderr(io.StringIO()) as error:
+        assert run(["fit", "--data", own(Few), *map(str, QUIET), "--trainer.callbacks", own(KeepsAPath)]) == 2
+    assert re.search(r"expected plain values and tensors .*\n.*got an object of pathlib\.\w+\n", error.getvalue())
+    assert not list(Path().rglob("*.ckpt"))
+
+
 def test_callback_of_another_signature_keeps_its_traceback(folder: Path) -> None:
     with pytest.raises(TypeError, match="positional argument"):
         run(["fit", "--data", own(Few), *map(str, QUIET), "--trainer.callbacks", own(Misread)])
@@ -345,8 +367,11 @@ def test_copy_of_last_alone_gets_a_best(folder: Path) -> None:
     assert len(list(Path("new").rglob("best.ckpt"))) == 1
 
 
-def test_logger_takes_what_tensorboards_takes(tmp_path: Path) -> None:
+def test_logger_takes_what_tensorboards_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = RunLogger(tmp_path)
     logger.log_hyperparams({"a": 1}, metrics={"hp/x": 0})
     logger.log_metrics({"parts": {"a": 1.0}, "x": 2.0}, 3)
     assert logger.rows == [{"step": 0.0, "hp/x": 0.0}, {"step": 3.0, "x": 2.0}]
+    logger.log_hyperparams({"b": 1})
+    logger.log_hyperparams({"b": 1, "c": 2})
+    assert capsys.readouterr().out == "TensorBoard: hyperparameters can be given once; not shown: c\n"

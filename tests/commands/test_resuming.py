@@ -47,6 +47,8 @@ def test_fit_resumes_a_run_in_its_folder(convnet: Path) -> None:
     assert versions() == ["ConvNet-digits/version_0"]
     assert [row["step"] for row in rows(convnet) if row["val/acc"]] == ["20", "41", "62"]
     assert last()["epoch"] == 2
+    config = yaml.safe_load((convnet / "config.yaml").read_text())
+    assert (config["trainer"]["max_epochs"], config["ckpt_path"]) == (3, None)  # what repeats the whole run
 
 
 @pytest.mark.parametrize("cut", ["--trainer.max_steps 26", "--trainer.max_time 00:00:00:05"])
@@ -173,6 +175,7 @@ def test_run_of_version_0_1_is_read_tested_and_resumed(convnet: Path, convnet_fi
     assert refused("fit", "--ckpt_path", "last", "--data.batch_size", 32)
     (convnet / "config.yaml").write_text("somebody: else's\n")
     assert "had already ended" in command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
+    assert (convnet / "config.yaml").read_text() == "somebody: else's\n"
 
 
 def test_newest_run_is_resumed_whatever_its_model_with_a_callback_of_version_0_1(convnet: Path, resnet: Path) -> None:

@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -89,7 +88,6 @@ def left_in(folder: Path) -> list[str]:
 
 def test_addresses_and_hashes_are_torchvisions() -> None:
     assert [(f"{file.name}.gz", file.md5_gz) for file in sources.FILES] == MNIST.resources
-    assert [file.shape for file in sources.FILES] == [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)]
     assert list(sources.MIRRORS) == MNIST.mirrors
     assert sources.IMAGENET_URL == ResNet18_Weights.IMAGENET1K_V1.url
     assert sources.IMAGENET_URL.endswith(f"-{sources.IMAGENET_SHA256[:8]}.pth")
@@ -166,20 +164,6 @@ def test_damaged_raw_file_beside_an_intact_gz_needs_no_network(mnist: Any, serve
     assert server.requests == []
 
 
-@pytest.mark.parametrize(("name", "opener"), [(LABELS, open), (f"{LABELS}.gz", gzip.open)])
-def test_no_more_is_read_of_an_endless_file_than_tells_it_is_wrong(
-    name: str, opener: Any, tmp_path: Path, small_files: tuple[sources.IDXFile, ...]
-) -> None:
-    with opener(tmp_path / name, "wb") as stream:
-        stream.write(bytes(64 * 2**20))
-    tracemalloc.start()
-    try:
-        assert sources._read_idx(tmp_path / name, small_files[3]) is None
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_any_bytes_on_disk_give_the_right_content_or_none(seed: int, mnist: Any, tmp_path: Path) -> None:
     draw = random.Random(seed)
@@ -194,7 +178,7 @@ def test_any_bytes_on_disk_give_the_right_content_or_none(seed: int, mnist: Any,
             damaged += draw.randbytes(draw.randrange(20))
         (tmp_path / name).write_bytes(damaged)
         array = sources._read_idx(tmp_path / name, sources.FILES[3])
-        assert array is None or array.numpy().tobytes() == mnist.contents[LABELS][8:], damaged.hex()
+        assert array is None or array.byte().numpy().tobytes() == mnist.contents[LABELS][8:], damaged.hex()
 
 
 # ---- What is downloaded

@@ -26,7 +26,7 @@ import torch
 import mnist_lightning
 from mnist_lightning.errors import UserError
 from mnist_lightning.finetuning import features
-from mnist_lightning.resnet import read_weights
+from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
 from mnist_lightning.runs.logger import read_metrics
 
@@ -457,7 +457,8 @@ def test_booby_trap_is_refused_and_does_not_go_off(form: str, tmp_path: Path, tr
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "torch.save")
-    for read in (read_checkpoint, read_weights, WholeCheckpointIO().load_checkpoint):
+    weights = ResNet18(str(path))
+    for read in (read_checkpoint, lambda _: weights.load_pretrained(), WholeCheckpointIO().load_checkpoint):
         with pytest.raises(UserError, match="which is damaged or something else"):
             read(path)
         tried("Booby-trapped file: refused, not run")

@@ -4,10 +4,15 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule
 
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.runs.checks import Checks
 from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, results_of, run_of, shown_path, unclaim
 from mnist_lightning.runs.logger import RunLogger, read_metrics
 
@@ -175,3 +180,10 @@ def test_path_is_shown_as_a_person_would_type_it(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert shown_path(tmp_path / "runs" / "a") == os.path.join("runs", "a")
     assert shown_path(Path("/a")) == "/a"
+
+
+def test_hosts_with_different_data_are_refused() -> None:
+    strategy = SimpleNamespace(broadcast=lambda source: "mnist")  # what rank 0 found
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=MNISTDataModule(source="digits"))
+    with pytest.raises(UserError, match=r"the same data on every host \(mnist\)\ngot digits\n"):
+        Checks().setup(trainer, LightningModule(), "fit")
