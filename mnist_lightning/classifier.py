@@ -13,18 +13,18 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mnist_lightning.data import Batch
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import plain_hyperparameters, refuse_lost, schedule_config
+from mnist_lightning.hyperparameters import make_hyperparameters_plain, refuse_lost, schedule_config
 
 LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<", 1)])
 
 
 class DigitClassifier(LightningModule):
-    """Base of the models: a subclass builds its layers and defines `forward`. Where it overrides on_train_start,
+    """Base of the models: a subclass builds its layers and defines `forward`. Where it overrides on_fit_start,
     on_train_epoch_end or on_save_checkpoint, it calls super's as well.
 
     Args:
@@ -45,9 +45,7 @@ class DigitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        plain = plain_hyperparameters(type(self), self.hparams)
-        self.hparams.clear()
-        self.save_hyperparameters(plain)
+        make_hyperparameters_plain(self)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.label_smoothing, self.num_classes = label_smoothing, num_classes
         # validate_args=False: a check of every batch's labels would take as long as the metric itself
@@ -116,9 +114,11 @@ class DigitClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
-    def on_train_start(self) -> None:
-        for metric in (self.train_loss, self.train_acc):
-            metric.reset()  # an earlier fit may have ended in the middle of an epoch
+    def on_fit_start(self) -> None:
+        # An earlier fit may have ended in mid-epoch; `validate` leaves tensors that only inference mode may change.
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def stages(self) -> dict[str, nn.Module]:
         """The layers whose feature maps are worth looking at, by name, in order."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.hyperparameters import make_hyperparameters_plain
 from mnist_lightning.sources import Digits, load_digits, load_mnist
 
 EVAL_BATCH = 250  # images; divides 5,000 and 10,000
@@ -76,8 +77,7 @@ class MNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if "data_dir" in self.hparams:
-            self.hparams["data_dir"] = str(data_dir)  # a checkpoint with a Path in it doesn't load with weights_only
+        make_hyperparameters_plain(self)
         self.source: str = source  # mnist or digits once the data is loaded
         self.data_dir, self.mirrors, self.batch_size = data_dir, mirrors, batch_size
         self.val_size, self.split_seed, self.train_size, self.augment = val_size, split_seed, train_size, augment
@@ -92,6 +92,8 @@ class MNISTDataModule(LightningDataModule):
         self.loaded = self.loaded or self.load()
         if self.batch_size is None:
             self.batch_size = 16 if self.source == "digits" else 64
+        settled = {"source": self.source, "batch_size": self.batch_size}  # no longer auto and None, in the checkpoint
+        self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
         images, labels = self.loaded.train
         val_size = self.val_size
         if self.source == "digits" and val_size >= 1:
@@ -120,8 +122,6 @@ class MNISTDataModule(LightningDataModule):
             digits, self.source, self.fell_back = load_digits(), "digits", True
             warning = "WARNING: MNIST can't be had, so this run uses scikit-learn's 1,797 digits instead."
             rank_zero_only(print)(f"{warning}\n{error}", file=sys.stderr)
-        if "source" in self.hparams:  # the checkpoint then names what it was trained on
-            self.hparams["source"] = self.source
         return digits
 
     def train_dataloader(self) -> DataLoader:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
@@ -22,12 +22,18 @@ from mnist_lightning.errors import UserError
 FROM_PYTHON = "a Python function, which a checkpoint can't hold"
 
 
-def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's hyperparameters as a checkpoint can hold them.
+def make_hyperparameters_plain(module: LightningModule | LightningDataModule) -> None:
+    """Saves a module's hyperparameters anew, as a checkpoint can hold them.
 
     From the command line they are plain data; from Python they may be functions and paths, which a checkpoint that
     loads with weights_only=True can't hold.
     """
+    plain = plain_hyperparameters(type(module), module.hparams)
+    module.hparams.clear()
+    module.save_hyperparameters(plain)
+
+
+def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     bases = [base for base in cls.__mro__ if "__init__" in vars(base)]
     defaults = [parameter.default for base in bases for parameter in inspect.signature(base).parameters.values()]
     plain: dict[str, Any] = {}

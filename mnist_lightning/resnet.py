@@ -137,6 +137,7 @@ class ResNet18(DigitClassifier):
         return self
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.load_pretrained()
 
     def load_pretrained(self) -> None:

@@ -128,6 +128,28 @@ def test_fits_in_one_process_dont_disturb_one_another(quiet: Callable) -> None:
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize("model", [ConvNet, lambda: ResNet18("none", 28)], ids=["ConvNet", "ResNet18"])
+def test_validate_test_predict_and_fit_follow_each_other_in_any_order(model: Callable, quiet: Callable) -> None:
+    data, network = MNISTDataModule(source="digits"), model()
+    trainer = quiet(max_epochs=1, limit_train_batches=2, limit_predict_batches=1, num_sanity_val_steps=2)
+    if isinstance(network, ResNet18):
+        network.load_pretrained()
+    for command in ("validate", "predict", "test", "fit", "validate", "fit", "test"):
+        getattr(trainer, command)(network, datamodule=data)
+
+
+class FromPath(MNISTDataModule):
+    def __init__(self, root: Path, **kwargs: Any) -> None:
+        super().__init__(source="digits", **kwargs)
+
+
+def test_checkpoint_with_a_datamodule_of_ones_own_loads(quiet: Callable) -> None:
+    trainer = quiet(max_epochs=1, limit_train_batches=1)
+    trainer.fit(Linear(), FromPath(Path("here"), batch_size=8))
+    trainer.save_checkpoint("linear.ckpt")
+    assert load_model("linear.ckpt").num_classes == 10
+
+
 def test_a_readers_own_model_is_a_subclass_away(quiet: Callable) -> None:
     model, data = Linear(), MNISTDataModule(source="digits")
     trainer = quiet(max_epochs=1)
