@@ -92,7 +92,7 @@ class MNISTDataModule(LightningDataModule):
         self.loaded = self.loaded or self.load()
         if self.batch_size is None:
             self.batch_size = 16 if self.source == "digits" else 64
-        settled = {"source": self.source, "batch_size": self.batch_size}  # no longer auto and None, in the checkpoint
+        settled = {"source": self.source, "batch_size": int(self.batch_size)}  # in the checkpoint, not auto and None
         self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
         images, labels = self.loaded.train
         val_size = self.val_size

@@ -83,6 +83,7 @@ OPTIONS: dict[str, list[Case]] = {
         Case("CSVLogger", beside="--trainer.logger.save_dir csv"),
         Case("TensorBoardLogger", beside="--trainer.logger.save_dir board"),
         Case("Scribe", REFUSED),
+        Case("[]"),
     ],
     "callbacks": [
         callback("EMAWeightAveraging"),

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from pickle import PicklingError
 from traceback import walk_tb
 from typing import Any, Literal
 
@@ -14,7 +15,15 @@ import torch
 import yaml
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelPruning, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelPruning,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -48,10 +57,10 @@ from mnist_lightning.photos import Photos
 from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
-from mnist_lightning.runs.checks import Checks
+from mnist_lightning.runs.checks import Checks, stopped_early
 from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.console import ParameterCount, hush, progress
-from mnist_lightning.runs.folder import claim, find_checkpoint, quoted, results_of, run_of, unclaim
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, results_of, run_of, shown_path, unclaim
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
@@ -63,7 +72,14 @@ DEFAULTS = {
 }
 OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
 OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
-REFUSING = ("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "jsonargparse.")
+REFUSING = (
+    *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
+    "multiprocessing.",  # what it can't send to a process
+)
+REFUSALS = (
+    *(MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError),
+    *(ArithmeticError, AssertionError, PicklingError),
+)
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
     "model": (LightningModule, [ConvNet, ResNet18]),
@@ -121,22 +137,23 @@ def explain_exception(error: Exception) -> UserError | None:
     modules = modules_of(error)
     if isinstance(error, UserError):
         return error
-    if isinstance(error, TypeError) and "positional argument" in told:
+    if isinstance(error, TypeError) and "positional argument" in told and "__init__()" not in told:
         return None  # a function of the user's own that doesn't take what Lightning passes
     if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
         return None
     if isinstance(error, OSError):
-        got = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        got = f"{error.strerror or error}" + (f": {shown_path(Path(error.filename))}" if error.filename else "")
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
-    refusals = (MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError)
+    if told.startswith("Expected more than 1 value per channel"):  # BatchNorm
+        return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")
     if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
         modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
     if isinstance(error, RuntimeError) and told.startswith("Error(s) in loading state_dict for "):
         got = " ".join(told.removeprefix("Error(s) in loading state_dict for ").split())[:300]
         remedy = "build the model with the settings of its run: leave out --model options."
         return UserError("a checkpoint that fits the model as it is built now", got, remedy)
-    if isinstance(error, refusals) and modules[-1].startswith(REFUSING):
-        reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error)
+    if isinstance(error, REFUSALS) and modules[-1].startswith(REFUSING):
+        reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error) or type(error).__name__
         return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
     return None
 
@@ -235,6 +252,10 @@ class CLI(LightningCLI):
                 options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
         return options
 
+    def __deepcopy__(self, memo: Any) -> "CLI":
+        """Itself: a model's optimizer refers to this, and WeightAveraging copies the model, but not the Trainer."""
+        return self
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's own would let the checkpoint override what was typed, in silence."""
 
@@ -253,7 +274,14 @@ class CLI(LightningCLI):
             if not self.settings.ckpt_path:
                 remedy = "add --ckpt_path FILE, or best or last for the newest run."
                 raise UserError(f"a checkpoint to {self.subcommand}", "none", remedy)
+            if trainer.barebones and self.subcommand != "predict":
+                got = "--trainer.barebones true, which logs none"
+                raise UserError(f"metrics to {self.subcommand} with", got, "leave it out.")
             return
+        for callback in given(trainer.callbacks) if self.checkpoint is not None else []:
+            if (cls := class_of(callback.class_path)) in (BatchSizeFinder, LearningRateFinder):
+                remedy = "start a new run with what it found, and without it."
+                raise UserError("a run to go on with", f"{cls.__name__}, which would begin it anew", remedy)
         root = Path(trainer.default_root_dir or ".")
         if self.checkpoint is None and SLURMEnvironment.detect() and any(root.glob("hpc_ckpt_*.ckpt")):
             got = f"{next(root.glob('hpc_ckpt_*.ckpt'))}, which Lightning would resume from without a word"
@@ -262,8 +290,9 @@ class CLI(LightningCLI):
             if trainer[name] == 0:
                 raise UserError(f"--trainer.{name} above 0", "0", "give a larger number, or leave it out.")
         if self.settings.lr_find:
-            for name, usual in (("fast_dev_run", False), ("accumulate_grad_batches", 1), ("overfit_batches", 0)):
-                if trainer[name] != usual:
+            usual = {"fast_dev_run": False, "accumulate_grad_batches": 1, "overfit_batches": 0}
+            for name, value in {**usual, "max_steps": -1, "max_time": None}.items():
+                if trainer[name] != value:
                     raise UserError("--lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out.")
             trainer.max_epochs = -1  # a hundred steps, over as many epochs as that takes
         elif trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
@@ -312,7 +341,8 @@ class CLI(LightningCLI):
         # All that repeats the run, as plain values: for config.yaml and for each checkpoint.
         self.plain_settings = without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
         self.plain_settings["ckpt_path"] = None
-        root = Path(self.settings.trainer.default_root_dir or ".")
+        # Resolved, as a resumed run's folder is: ModelCheckpoint's state holds it.
+        root = Path(self.settings.trainer.default_root_dir or ".").resolve()
         resumed = run_of(Path(self.settings.ckpt_path)) if self.checkpoint is not None else None
         self.fresh, self.config_file = resumed is None, None
         if resumed is not None and self.checkpoint is not None:
@@ -368,7 +398,7 @@ class CLI(LightningCLI):
             callbacks.append(FeatureCache())
         if not missing(ModelPruning):
             self.model.to(memory_format=torch.contiguous_format)  # torch's pruning can't flatten channels_last weights
-        logged = settings["logger"] is not False
+        logged = settings["logger"] not in (False, [])
         if self.fitting and logged and missing(LearningRateMonitor):
             callbacks.append(LearningRateMonitor())
         if self.settings.pictures and (self.fitting or self.subcommand in ("validate", "test")):
@@ -377,7 +407,7 @@ class CLI(LightningCLI):
         if self.fitting:
             callbacks.append(RunState(self.plain_settings, self.config_file))
             if settings["enable_checkpointing"] is not False:
-                checkpoints = self.folder.resolve() / "checkpoints"
+                checkpoints = self.folder / "checkpoints"
                 self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)
                 callbacks += [self.best, LastCheckpoint(checkpoints / "last.ckpt")]
         if self.subcommand == "predict" and not isinstance(self.datamodule, Photos):
@@ -395,7 +425,8 @@ class CLI(LightningCLI):
             if rate is None:
                 remedy = "try --data.batch_size 16, or --trainer.limit_train_batches 1.0."
                 raise UserError("enough steps to see a learning rate", "too few", remedy)
-            print(f"A learning rate to try: --model.optimizer.lr {rate:.2g}; nothing was trained.")
+            option = "--model.optimizer.lr " if "optimizer" in self.settings.model.get("init_args", {}) else ""
+            rank_zero_only(print)(f"A learning rate to try: {option}{rate:.2g}; nothing was trained.")
             return
         try:
             self.trainer.fit(**kwargs)
@@ -414,6 +445,8 @@ class CLI(LightningCLI):
             longer = "To train longer, give a larger --trainer.max_epochs (or --trainer.max_steps)."
             if any(isinstance(config.scheduler, OneCycleLR) for config in self.trainer.lr_scheduler_configs):
                 longer = "Its OneCycleLR is at its end: to train longer, start a new run."
+            if stopped_early(self.trainer):
+                longer = "EarlyStopping ended it: to train longer, leave it out, as by --trainer.callbacks null."
             print(f"This run had already ended, at step {self.trainer.global_step}: nothing was trained. {longer}")
         saved = self.fresh and any(self.folder.glob("checkpoints/*.ckpt"))
         if self.trainer.global_step == 0 and self.checkpoint is None and not saved and self.trainer.world_size == 1:
@@ -449,7 +482,7 @@ class CLI(LightningCLI):
         if boards:
             folder = Path(str(boards[0].log_dir))
             if isinstance(boards[0], RunLogger):
-                folder = self.folder.parent.parent
+                folder = self.folder.parent.parent if self.folder.parents[1].name == LOGS else self.folder
                 if self.pictures is not None:
                     self.pictures.report(self.folder / "report.png", boards[0].rows)
             print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
@@ -531,12 +564,15 @@ class CLI(LightningCLI):
 
 
 def without_instances(settings: Any) -> Any:
-    """Settings without defaults that aren't plain values, as StochasticWeightAveraging's device: jsonargparse writes a
-    sentence in their place, which it doesn't take back."""
+    """Settings that jsonargparse takes back: it writes "Unable to serialize instance" before ModelPruning's function,
+    which has a name, StochasticWeightAveraging's device, and objects. Names are kept; objects are defaults, left out.
+    """
     if isinstance(settings, dict):
         kept = {key: without_instances(value) for key, value in settings.items()}
-        return {key: value for key, value in kept.items() if not str(value).startswith("Unable to serialize instance")}
-    return [without_instances(value) for value in settings] if isinstance(settings, list) else settings
+        return {key: value for key, value in kept.items() if not str(value).startswith("<")}
+    if isinstance(settings, list):
+        return [without_instances(value) for value in settings]
+    return settings.removeprefix("Unable to serialize instance ") if isinstance(settings, str) else settings
 
 
 def joined(results: list[Any]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
             server_name="127.0.0.1", server_port=port, share=False, inbrowser=browser, theme=theme, css=STYLE,
             prevent_thread_lock=True, quiet=True, ssr_mode=False, footer_links=[],
         )  # fmt: skip
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(f"a free port: {port}", str(error).splitlines()[0], "leave out --port.") from error
     print(f"{'Checkpoint':<14} {shown_path(path)}")
     print(f"{'Page':<14} {url} (Ctrl-C ends it)", flush=True)

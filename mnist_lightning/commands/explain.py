@@ -23,7 +23,7 @@ def explain(
         classes: the class names that an option takes, as {"model": ["ConvNet", "ResNet18"]}.
         look_up: the remedy where there is none better.
     """
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))  # from the outside in: model, optimizer, lr
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))  # from outside: model, optimizer, lr
     number = re.search("Expected a <class '(int|float)'>", message)  # it may be written as a path to one, too
     if match := re.search(r"unrecognized arguments: ([^\s=]+)|Option '(.+?)' is not accepted|option '(.+)'", message):
         option = match[1] or (f"--{key}.{match[2]}" if match[2] else f"--{match[3]}")
@@ -71,7 +71,7 @@ def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str =
 def kind(message: str) -> str:
     if match := re.search(r"conform to restriction (.*)", message):
         return "a number " + match[1].replace("v", "")
-    if choices := re.findall(r"Expected a typing.Literal\[(.*?)\]", message):
+    if choices := dict.fromkeys(re.findall(r"Expected a typing.Literal\[(.*?)\]", message)):
         return "one of " + ", ".join(choices).replace("'", "")
     if "invalid literal for int" in message:
         return KINDS["int"]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -60,7 +61,7 @@ class Photos(LightningDataModule):
             raise UserError(f"images with labels to {command}", "Photos, which have none", remedy)
 
     def setup(self, stage: str) -> None:
-        self.check(stage)
+        self.check(TrainerFn(stage).value)
         if self.trainer is not None and self.trainer.world_size > 1:
             remedy = "add --trainer.devices 1; all its cores read the photos."
             raise UserError("one process for photos", str(self.trainer.world_size), remedy)

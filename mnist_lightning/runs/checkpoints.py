@@ -121,10 +121,12 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.signal = 0  # the one that was received
         self.saved_time, self.saved_step = 0.0, 0
+        self.first_step = sys.maxsize  # of this fit
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_time, self.saved_step = time.monotonic(), trainer.global_step
+        self.first_step = trainer.global_step
         # Not in setup: Lightning registers its own handlers between the two. Only a main thread may have any.
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -157,7 +159,7 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._put_back()
         unexpected = isinstance(exception, Exception) and not isinstance(exception, UserError)
-        if unexpected and trainer.world_size == 1 and trainer.global_step > 0:
+        if unexpected and trainer.world_size == 1 and trainer.global_step > self.first_step:
             path = self.path.with_name("exception.ckpt")
             try:
                 trainer.save_checkpoint(path, weights_only=False)

@@ -3,8 +3,11 @@
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -18,7 +21,7 @@ from mnist_lightning.runs.checkpoints import BestCheckpoint, check_monitor
 
 class Checks(Callback):
     """Looks at the callbacks before training, at the metrics after each validation (the first is the sanity check), and
-    at the first batch: images and labels that a DigitClassifier can't take are refused in their datamodule's name.
+    at the first batch: what a DigitClassifier's own steps can't take is refused in its datamodule's name.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -27,6 +30,10 @@ class Checks(Callback):
             first = trainer.strategy.broadcast(data.source)
             if data.source != first:  # auto, on a host without the files
                 raise UserError(f"the same data on every host ({first})", data.source, "give --data.source.")
+            fewest = min(len(part) for part in (data.train_set, data.val_set, data.test_set) if len(part))
+            if fewest < trainer.world_size:
+                got, remedy = f"a part of {fewest}", "use fewer --trainer.devices, or another --data.val_size."
+                raise UserError(f"an image for each of {trainer.world_size} processes", got, remedy)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -43,6 +50,8 @@ class Checks(Callback):
                 if monitor.startswith("val"):
                     got = f"{monitor}, without any validation"
                     raise UserError("a metric that is measured", got, "name one of training.")
+        if stopped_early(trainer):
+            trainer.should_stop = True  # Lightning would train one more epoch, and stop again
         steps = steps_of(trainer)
         for config in trainer.lr_scheduler_configs:
             schedule = config.scheduler
@@ -62,14 +71,25 @@ class Checks(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            check(trainer, pl_module, batch)
+            check(trainer, pl_module, batch, "training_step")
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
         if batch_and_index[1] == 0:
-            check(trainer, pl_module, batch_and_index[0])
+            check(trainer, pl_module, batch_and_index[0], "validation_step")
 
-    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
-    on_predict_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
+        if batch_and_index[1] == 0:
+            check(trainer, pl_module, batch_and_index[0], "test_step")
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
+        if batch_and_index[1] == 0:
+            check(trainer, pl_module, batch_and_index[0], "predict_step")
+
+
+def stopped_early(trainer: Trainer) -> bool:
+    """Whether EarlyStopping has ended the fit, or the one that this one resumes."""
+    stopping = [c for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    return any(callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED for callback in stopping)
 
 
 def steps_of(trainer: Trainer) -> float:
@@ -95,15 +115,25 @@ def monitored(trainer: Trainer, best: bool = True) -> list[str]:
     return [name for name in names if name]
 
 
-def check(trainer: Trainer, model: LightningModule, batch: Any) -> None:
-    if not isinstance(model, DigitClassifier) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+def check(trainer: Trainer, model: LightningModule, batch: Any, step: str) -> None:
+    """Raises UserError if a DigitClassifier's own step can't take a batch."""
+    if not isinstance(model, DigitClassifier) or is_overridden(step, model, DigitClassifier):
         return
-    images, labels = batch
     owner = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+    images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
     if isinstance(model, (ConvNet, ResNet18)) and isinstance(images, Tensor):
         check_images(images, owner)
-    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel():
-        low, high = int(labels.min()), int(labels.max())
-        if not trainer.predicting and (low < 0 or high >= model.num_classes):
-            expected = f"labels from 0 to {model.num_classes - 1}"
-            raise UserError(expected, f"{low} to {high} from {owner}", "give --model.num_classes, or mend the labels.")
+    if step == "predict_step":
+        return
+    if not isinstance(batch, (tuple, list)) or len(rest) != 1:
+        got = f"a {type(batch).__name__} of {len(batch)} from {owner}"
+        raise UserError("batches that are pairs (images, labels)", got, f"return pairs, or override {step}.")
+    (labels,) = rest
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in (torch.int64, torch.uint8):
+        kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        got = f"{kind.removeprefix('torch.')} from {owner}"
+        raise UserError("class numbers as labels, int64 (B,)", got, f"convert them, or override {step}.")
+    if labels.numel() and (labels.min() < 0 or labels.max() >= model.num_classes):
+        got = f"{int(labels.min())} to {int(labels.max())} from {owner}"
+        remedy = "give --model.num_classes, or mend the labels."
+        raise UserError(f"labels from 0 to {model.num_classes - 1}", got, remedy)

@@ -149,6 +149,10 @@ BAD = {
     "fit --model.optimizer AdamW --model.optimizer.lr fast": "--model.optimizer.lr to be a number got fast",
     "fit --data.source digits --model.optimizer.lr -1": "got Invalid learning rate: -1",
     "fit --model.scheduler StepLR": "step_size beside --model.scheduler got nothing add --model.scheduler.step_size",
+    "fit --trainer.callbacks LearningRateMonitor --trainer.callbacks.logging_interval hour":
+        "--trainer.callbacks.logging_interval to be one of step, epoch got hour",
+    "fit --data.source digits --lr_find true --trainer.max_steps 5": "--lr_find alone got --trainer.max_steps 5",
+    "test --ckpt_path whole.ckpt --trainer.barebones true": "metrics to test with got --trainer.barebones true",
     "fit --trainer.max_epochs ten": "--trainer.max_epochs to be a whole number got ten",
     "fit --data.source digits --trainer.max_epochs -5": "got .*max_epochs.* -5",
     "fit --data.source digits --trainer.val_check_interval 1000": "got .*val_check_interval.*1000",
@@ -201,7 +205,7 @@ BAD = {
         "ResNet18's weights in torchvision's names, .* got resnet_shape.pth: .*conv1.weight.* give --model.weights",
     # Folders that can't be used
     "fit --data.source mnist --data.data_dir text.ckpt": "a data folder to read and write: text.ckpt got .*text.ckpt",
-    "fit --data.source digits --trainer.default_root_dir text.ckpt": "write the run's files got .*: text.ckpt",
+    "fit --data.source digits --trainer.default_root_dir text.ckpt": "write the run's files got .*text.ckpt",
 }  # fmt: skip
 
 

@@ -87,6 +87,24 @@ class Named(Stream):
         return {"digits": self.loader()}
 
 
+class Odd(Stream):
+    """Batches that a DigitClassifier's own steps don't take."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def loader(self) -> Any:
+        images, labels = load_digits().test
+        rows = {
+            "one-hot": TensorDataset(images, F.one_hot(labels).float()), "int32": TensorDataset(images, labels.int()),
+            "three": TensorDataset(images, labels, labels), "dict": [{"image": images[0], "label": labels[0]}],
+        }  # fmt: skip
+        return DataLoader(rows[self.kind], batch_size=8)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
 class Pool(Enum):
     MAX = "max"
     MEAN = "mean"
@@ -342,6 +360,30 @@ def test_what_cannot_work_is_refused_before_training(typed: str, message: str, f
         assert run(["fit", *map(str, (*digits, *QUIET)), *typed.split()]) == 2
     assert re.search(message, " ".join(error.getvalue().split()))
     assert not list(Path().rglob("version_*"))
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("one-hot", "class numbers as labels, int64 .B,. got float32 .8, 10. from"), ("int32", "got int32 .8,. from Odd"),
+    ("three", "pairs .images, labels. got a list of 3 from Odd"), ("dict", "got a dict of 2 from Odd return pairs, or"),
+])  # fmt: skip
+def test_batches_of_another_kind_are_refused(kind: str, message: str, folder: Path) -> None:
+    assert re.search(message, refused("fit", "--data", own(Odd), "--data.kind", kind, *QUIET))
+
+
+@pytest.mark.parametrize("typed, message", [
+    ("--model ResNet18 --model.weights none --model.image_size 28 --model.normalize_features true --data.train_size 17 "
+     "--data.batch_size 16", "two images or more in each training batch got one change --data.batch_size"),
+    ("--data.train_size 80 --model.scheduler StepLR --model.scheduler.step_size 0", "got .*modulo by zero"),
+])  # fmt: skip
+def test_what_fails_in_training_is_explained(typed: str, message: str, folder: Path) -> None:
+    with redirect_stderr(io.StringIO()) as error:
+        assert run(["fit", "--data.source", "digits", *map(str, QUIET[:2]), *typed.split()]) == 2
+    assert re.search(message, " ".join(error.getvalue().split()))
+
+
+def test_learning_rate_is_found_for_a_model_without_such_an_option(folder: Path) -> None:
+    found = command("fit", "--data.source", "digits", "--lr_find", "true", "--model", own(Plain), *LOWEST)
+    assert re.match(r"A learning rate to try: [\d.e-]+; nothing was trained.\n", found)
 
 
 def test_schedule_of_a_fixed_length_is_not_outlived(folder: Path) -> None:

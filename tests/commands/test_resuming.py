@@ -15,6 +15,7 @@ from running import DIGITS, RUN, SHORT, Fit, accuracy, command, files, last, loa
 from torch.optim import Adam
 
 from mnist_lightning import ConvNet, load_model
+from mnist_lightning.commands.cli import run
 
 QUICK = ("--pictures", "false")
 WHOLE = (*DIGITS, "--data.batch_size", 64)  # 21 steps an epoch, as of the fixture `convnet`
@@ -49,6 +50,46 @@ def test_fit_resumes_a_run_in_its_folder(convnet: Path) -> None:
     assert last()["epoch"] == 2
     config = yaml.safe_load((convnet / "config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["ckpt_path"]) == (3, None)  # what repeats the whole run
+
+
+def test_callbacks_of_ones_own_go_on_too(folder: Path) -> None:
+    kept = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val/loss"
+    pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
+    command("fit", *SHORT, "--trainer.max_epochs", 2, *kept.split(), *pruned.split())
+    command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
+    (epoch,) = (path.stem for path in (RUN / "checkpoints").glob("epoch*"))  # of all three the one with the lowest loss
+    assert epoch == "epoch=2-step=6"
+    command("fit", "--config", RUN / "config.yaml", *QUICK)
+
+
+def test_finder_would_begin_a_run_anew(folder: Path) -> None:
+    command("fit", *DIGITS, "--trainer.max_epochs", 1, "--trainer.callbacks", "BatchSizeFinder",
+            "--trainer.callbacks.max_trials", 1)  # fmt: skip
+    assert "got BatchSizeFinder, which would begin it anew" in refused("fit", "--ckpt_path", "last")
+
+
+def test_run_that_early_stopping_ended_has_ended(folder: Path) -> None:
+    stopping = "--trainer.callbacks EarlyStopping --trainer.callbacks.monitor val/acc --trainer.callbacks.mode max"
+    command("fit", *SHORT, "--trainer.max_epochs", 3, *stopping.split(), "--trainer.callbacks.stopping_threshold", 0.01)
+    again = command("fit", "--ckpt_path", "last", *QUICK)
+    assert "already ended, at step 2: nothing was trained. EarlyStopping ended it: to train longer, leave it" in again
+    command("fit", "--ckpt_path", "last", "--trainer.callbacks", "null", *QUICK)
+    assert last()["global_step"] == 6
+
+
+def test_copied_run_names_its_own_folder(convnet: Path) -> None:
+    shutil.copytree(convnet, "copy")
+    said = command("fit", "--ckpt_path", "copy/checkpoints/last.ckpt", "--trainer.max_epochs", 3, *QUICK)
+    assert "Run            copy\n" in said and "tensorboard --logdir copy\n" in said
+
+
+def test_refused_fit_leaves_the_kept_state_of_a_failed_one(convnet: Path) -> None:
+    kept = convnet / "checkpoints" / "exception.ckpt"
+    shutil.copy(convnet / "checkpoints" / "last.ckpt", kept)
+    before = kept.read_bytes()
+    longer = ["--trainer.max_epochs", "3", "--trainer.val_check_interval", "99"]
+    assert run(["fit", "--ckpt_path", str(kept), *longer]) == 2
+    assert kept.read_bytes() == before
 
 
 @pytest.mark.parametrize("cut", ["--trainer.max_steps 26", "--trainer.max_time 00:00:00:05"])

@@ -569,6 +569,13 @@ def test_torchrun_trains_one_run(tmp_path: Path, tried: Tried) -> None:
 
 
 @slow
+def test_weights_are_averaged_on_two_processes(tmp_path: Path) -> None:
+    ended = several(tmp_path, *SEVERAL, *TWO, "--trainer.callbacks", "EMAWeightAveraging")
+    assert ended.code == 0, ended.output
+    assert "Test accuracy" in ended.output
+
+
+@slow
 def test_two_hosts_train_one_run(tmp_path: Path, tried: Tried) -> None:
     """Each agent in a folder of its own, as hosts without a common disk."""
     options = on_port("--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1")

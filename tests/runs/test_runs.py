@@ -187,3 +187,12 @@ def test_hosts_with_different_data_are_refused() -> None:
     trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=MNISTDataModule(source="digits"))
     with pytest.raises(UserError, match=r"the same data on every host \(mnist\)\ngot digits\n"):
         Checks().setup(trainer, LightningModule(), "fit")
+
+
+def test_each_process_needs_an_image_of_each_part() -> None:
+    data = MNISTDataModule(source="digits", val_size=50)  # of MNIST's 60,000: 1 of the digits
+    data.setup("fit")
+    strategy = SimpleNamespace(broadcast=lambda source: source)
+    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=data)
+    with pytest.raises(UserError, match="an image for each of 2 processes\ngot a part of 1\n"):
+        Checks().setup(trainer, LightningModule(), "fit")
