@@ -115,7 +115,7 @@ class DigitClassifier(LightningModule):
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     def on_fit_start(self) -> None:
-        # An earlier fit may have ended in mid-epoch; `validate` leaves tensors that only inference mode may change.
+        # An earlier fit may have ended in mid-epoch, and tensors that `validate` made can't be changed in training.
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()

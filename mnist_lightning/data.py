@@ -6,10 +6,9 @@ the same pixels.
 """
 
 import itertools
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ MNIST_TRAIN = 60_000
 
 
 class Features(NamedTuple):
-    """What the frozen layers of a model made of images: it takes their place in a batch, see finetuning/features.py."""
+    """The output of a model's frozen layers, given to it in the place of images; see finetuning/features.py."""
 
     values: Tensor  # float (B, *D)
     layers: int  # how many layers the images have passed
@@ -62,8 +61,6 @@ class MNISTDataModule(LightningDataModule):
         UserError: val_size leaves nothing to train on, train_size is more than that, or the data can't be had.
     """
 
-    class_names: Sequence[str] = [str(digit) for digit in range(10)]
-
     def __init__(
         self,
         source: Literal["auto", "mnist", "digits"] = "auto",
@@ -92,7 +89,7 @@ class MNISTDataModule(LightningDataModule):
         self.loaded = self.loaded or self.load()
         if self.batch_size is None:
             self.batch_size = 16 if self.source == "digits" else 64
-        settled = {"source": self.source, "batch_size": int(self.batch_size)}  # in the checkpoint, not auto and None
+        settled = {"source": self.source, "batch_size": int(self.batch_size)}  # not auto and None
         self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
         images, labels = self.loaded.train
         val_size = self.val_size
@@ -135,13 +132,11 @@ class MNISTDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._eval_dataloader(self.test_set)
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._eval_dataloader(self.test_set)
+    predict_dataloader = test_dataloader
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.augment and self.trainer is not None and self.trainer.training:
             images, labels = batch
-            assert isinstance(images, Tensor)
             return affine(images, self.augment), labels
         return batch
 
@@ -203,7 +198,7 @@ class ResumableLoader(DataLoader):
         self.resumed = state
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator: this line runs at the first batch, when the sampler already knows its epoch.
+        # This is a generator: it runs when the first batch is asked for, and by then Lightning has set the epoch.
         resumed, self.resumed = self.resumed, None
         self.yielded = resumed["yielded"] if resumed and resumed["epoch"] == self.epoch else 0
         for positions in itertools.islice(self.batch_sampler, self.yielded, None):  # type: ignore[arg-type]
@@ -252,7 +247,7 @@ def affine(images: Tensor, strength: float) -> Tensor:
     Torchvision's RandomAffine draws one map for a whole batch.
     """
     draws = strength * (2 * torch.rand(6, len(images), device=images.device) - 1)
-    angle, shear = math.radians(12) * draws[0], 0.15 * draws[1]
+    angle, shear = torch.deg2rad(12 * draws[0]), 0.15 * draws[1]
     scale_x, scale_y = (0.12 * draws[2]).exp(), (0.12 * draws[3]).exp()
     shift_x, shift_y = 2.5 / 14 * draws[4], 2.5 / 14 * draws[5]  # grid_sample's unit is half an image, 14 pixels
     rows = [

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
+from uuid import uuid4
 from zipfile import ZipFile, is_zipfile
 
 import torch
@@ -18,29 +18,31 @@ NETWORK_TIMEOUT = 10.0  # seconds to connect, and between two packets
 
 
 @contextmanager
-def write_whole(path: str | os.PathLike[str]) -> Iterator[IO[Any]]:
-    """Opens a binary file that takes the place of `path` only when the block ends without an exception.
+def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """Opens a file that takes the place of `path` only when the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, reach the disk (fsync), and are renamed: a reader, or a machine
     that loses power, sees the old file or the new one.
+
+    Args:
+        mode: wb, or w for text.
+        options: more arguments of `open`.
 
     Raises:
         OSError: the folder can't be written or the disk is full; an older file at `path` is then untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-        try:
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with open(temporary, mode, **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # NamedTemporaryFile makes 0600: colleagues couldn't read the result
-            file.close()  # Windows neither renames nor deletes an open file
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     if os.name == "posix":  # the rename itself is only lasting once the folder is on disk
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -109,9 +111,3 @@ def _reason(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

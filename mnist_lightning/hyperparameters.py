@@ -41,7 +41,7 @@ def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, str) and value == FROM_PYTHON:
             rank_zero_warn(f"The checkpoint's {name} was {FROM_PYTHON}: pass {name}= to train this model further.")
         if str(value).startswith("Unable to serialize instance"):
-            continue  # LightningCLI's words for a default that isn't a plain value: it comes with the class
+            continue  # LightningCLI's words for a default that can't be saved: the class has it
         if isinstance(value, Enum):
             plain[name] = value.name  # as the command line has it
         elif isinstance(value, np.generic):
@@ -75,7 +75,7 @@ def schedule_config(
     config: LRSchedulerConfigType = {"scheduler": schedule, "interval": "step" if by_batch else "epoch"}
     if isinstance(schedule, ReduceLROnPlateau):
         config["monitor"] = schedule.monitor
-        if schedule.monitor.startswith("val"):  # it is there after a validation only
+        if schedule.monitor.startswith("val"):  # which exists only after a validation
             config["frequency"] = model.trainer.check_val_every_n_epoch or 1
     return config
 

@@ -33,8 +33,8 @@ LearningRateFactor = restricted_number_type("LearningRateFactor", float, [(">", 
 class ResNet18(DigitClassifier):
     """torchvision's ResNet18 with a new last layer: by default that alone is trained, 5,130 of 11,181,642 parameters.
 
-    Frozen means the parameters and the running statistics of BatchNorm, in every mode. The pretrained weights are
-    loaded when a fresh fit starts, or by `load_pretrained()`; a checkpoint brings its own.
+    Frozen layers keep their parameters and their BatchNorm statistics, in training mode, too. The pretrained weights
+    are loaded when a fresh fit starts, or by `load_pretrained()`; a checkpoint brings its own.
 
     Args:
         weights: where the backbone's weights come from: imagenet (torchvision's IMAGENET1K_V1), none (random: to see
@@ -55,8 +55,6 @@ class ResNet18(DigitClassifier):
     """
 
     default_epochs = 5
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -82,8 +80,6 @@ class ResNet18(DigitClassifier):
         net.avgpool, net.fc = nn.Sequential(net.avgpool, nn.Flatten()), nn.Identity()
         self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features else nn.Identity()
         self.head = nn.Linear(width, num_classes)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)  # faster on CPUs; the values are the same
         self.train_layers(trainable_layers)
 
@@ -106,15 +102,16 @@ class ResNet18(DigitClassifier):
             raise UserError("a backbone with its weights loaded", "a ResNet18 that was only just built", remedy)
         x = images.to(self.head.weight.dtype) / 255
         x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False)
-        x = (x - self.mean) / self.std  # one grey channel becomes three
+        mean, std = x.new_tensor(MEAN).view(3, 1, 1), x.new_tensor(STD).view(3, 1, 1)
+        x = (x - mean) / std  # one grey channel becomes three
         return x.contiguous(memory_format=torch.channels_last)
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The backbone as a sequence of what its modules are now: the stem, layer1 to layer4, the pooling."""
+        """The backbone in order: the stem, layer1 to layer4, the pooling. A module that was replaced counts."""
         net = self.backbone
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
-        stem.training = net.bn1.training  # a new module is in training mode
+        stem.training = net.bn1.training  # the new Sequential would be in training mode
         return [stem, net.layer1, net.layer2, net.layer3, net.layer4, net.avgpool]
 
     @property

@@ -35,34 +35,25 @@ class Digits(NamedTuple):
     test: Split
 
 
-class IDXFile(NamedTuple):
-    """An official file. The MD5 of the .gz is the one that torchvision checks, that of the content is computed."""
-
-    name: str
-    md5_gz: str
-    md5: str
-
-
-FILES = (
-    IDXFile("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
-    IDXFile("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
-    IDXFile("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
-    IDXFile("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
-)
+# MNIST's four files: the MD5 of the .gz, which torchvision checks, too, and that of its content, computed here.
+FILES = {
+    "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+}
 
 
 def load_mnist(data_dir: str, mirrors: Sequence[str] | None = None) -> Digits:
-    """Reads the four files from `data_dir`/MNIST/raw, unpacked or .gz; downloads those that are missing or damaged.
-
-    Args:
-        mirrors: base addresses to try, in order; None means torchvision's.
+    """Reads the four files from `data_dir`/MNIST/raw, unpacked or .gz; downloads those that are missing or damaged from
+    one of the mirrors, base addresses, by default torchvision's.
 
     Raises:
         UserError: the folder can't be used, or no mirror has the right files.
     """
     raw_dir = Path(data_dir).expanduser() / "MNIST" / "raw"  # where torchvision keeps them, too
     try:
-        arrays = [_load_idx(raw_dir, file, mirrors) for file in FILES]
+        arrays = [_load_idx(raw_dir, name, mirrors) for name in FILES]
     except OSError as error:  # permissions, a read-only or full disk, a file where a folder should be
         remedy = "choose another with --data.data_dir DIR, or correct its permissions."
         raise UserError(f"a data folder to read and write: {data_dir}", str(error), remedy) from error
@@ -98,31 +89,28 @@ def imagenet_weights() -> Path:
     return path
 
 
-def _load_idx(raw_dir: Path, file: IDXFile, mirrors: Sequence[str] | None) -> Tensor:
-    packed = raw_dir / f"{file.name}.gz"
-    for path in (raw_dir / file.name, packed):
+def _load_idx(raw_dir: Path, name: str, mirrors: Sequence[str] | None) -> Tensor:
+    packed = raw_dir / f"{name}.gz"
+    for path in (raw_dir / name, packed):
         if path.is_file():
-            if (array := _read_idx(path, file)) is not None:
-                return array
-            print(f"{path}: damaged (its MD5 isn't MNIST's); looking elsewhere.", file=sys.stderr)
+            try:
+                return _read_idx(path)
+            except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
+                print(f"{path}: damaged (its MD5 isn't MNIST's); looking elsewhere.", file=sys.stderr)
     urls = [f"{mirror.rstrip('/')}/{packed.name}" for mirror in mirrors or MIRRORS]
-    names = ", ".join(f"{file.name}.gz" for file in FILES)
+    names = ", ".join(f"{name}.gz" for name in FILES)
     remedy = f"put {names} there; or give --data.mirrors '[URL]'; or --data.source digits."
-    download(urls, packed, f"md5:{file.md5_gz}", remedy)
-    array = _read_idx(packed, file)
-    assert array is not None, f"{packed} has the right MD5, its content has not"
-    return array
+    download(urls, packed, f"md5:{FILES[name][0]}", remedy)
+    return _read_idx(packed)
 
 
-def _read_idx(path: Path, file: IDXFile) -> Tensor | None:
-    """Images (N, 1, 28, 28) or labels (N,) of an IDX file, unpacked or .gz; None if the file is damaged."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
-            content = bytearray(stream.read())
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return None
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.md5:
-        return None
-    if "labels" in file.name:
+def _read_idx(path: Path) -> Tensor:
+    """Images (N, 1, 28, 28) or labels (N,) of an IDX file, unpacked or .gz; ValueError if they aren't MNIST's."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as stream:
+        content = bytearray(stream.read())
+    name = path.name.removesuffix(".gz")
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != FILES[name][1]:
+        raise ValueError(f"{path} isn't MNIST's")
+    if "labels" in name:
         return torch.frombuffer(content, dtype=torch.uint8, offset=8).long()
     return torch.frombuffer(content, dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)

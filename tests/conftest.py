@@ -90,10 +90,10 @@ def idx_contents() -> dict[str, bytes]:
     train, test = sources.load_digits()
     tensors = (train.images[:TRAIN, 0], train.labels[:TRAIN], test.images[:TEST, 0], test.labels[:TEST])
     contents = {}
-    for file, tensor in zip(sources.FILES, tensors, strict=True):
+    for name, tensor in zip(sources.FILES, tensors, strict=True):
         magic = bytes([0, 0, 8, tensor.ndim])  # 8: unsigned bytes
         counts = b"".join(count.to_bytes(4, "big") for count in tensor.shape)
-        contents[file.name] = magic + counts + tensor.to(torch.uint8).numpy().tobytes()
+        contents[name] = magic + counts + tensor.to(torch.uint8).numpy().tobytes()
     return contents
 
 
@@ -106,22 +106,19 @@ def idx_packed(idx_contents: dict[str, bytes]) -> dict[str, bytes]:
 @pytest.fixture
 def small_files(
     monkeypatch: pytest.MonkeyPatch, idx_contents: dict[str, bytes], idx_packed: dict[str, bytes]
-) -> tuple[sources.IDXFile, ...]:
+) -> dict[str, tuple[str, str]]:
     """`sources.FILES`, expecting the small files in place of the official ones."""
 
     def md5(content: bytes) -> str:
         return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
-    files = tuple(
-        sources.IDXFile(file.name, md5(idx_packed[f"{file.name}.gz"]), md5(idx_contents[file.name]))
-        for file in sources.FILES
-    )
+    files = {name: (md5(idx_packed[f"{name}.gz"]), md5(content)) for name, content in idx_contents.items()}
     monkeypatch.setattr(sources, "FILES", files)
     return files
 
 
 @pytest.fixture
-def mnist_dir(tmp_path: Path, small_files: tuple[sources.IDXFile, ...], idx_packed: dict[str, bytes]) -> str:
+def mnist_dir(tmp_path: Path, small_files: dict[str, tuple[str, str]], idx_packed: dict[str, bytes]) -> str:
     """A data_dir, the test's own, that holds the small files as MNIST/raw/*.gz. A str, as --data.data_dir gives."""
     raw_dir = tmp_path / "data" / "MNIST" / "raw"
     raw_dir.mkdir(parents=True)
@@ -187,7 +184,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def mirror(server: Server, small_files: tuple[sources.IDXFile, ...], idx_packed: dict[str, bytes]) -> str:
+def mirror(server: Server, small_files: dict[str, tuple[str, str]], idx_packed: dict[str, bytes]) -> str:
     """The address of a mirror, on `server`, that has the small files."""
     server.answers.update({f"/mnist/{name}": content for name, content in idx_packed.items()})
     return f"{server.url}/mnist/"

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from mnist_lightning.commands.parser import class_of, in_full_names
 from mnist_lightning.errors import UserError
@@ -22,7 +18,7 @@ from mnist_lightning.runs.folder import run_of
 
 
 def look_ahead(typed: list[str]) -> argparse.Namespace:
-    """What has to be known before the parser's defaults are set: the checkpoint, and where to look for it."""
+    """What is read before the rest: the checkpoint, whose settings become the parser's defaults, and where it is."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scan.add_argument("-c", "--config", action="append", default=[])
     scan.add_argument("--model", "--model.class_path")
@@ -125,22 +121,3 @@ def refuse_what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool)
 def plain(value: Any) -> str:
     """As a config file has it: an Enum, a path; and a default that may be a function."""
     return value.name if isinstance(value, Enum) else str(value)
-
-
-def check_architecture(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
-    """Refuses, before anything is written, a checkpoint that Lightning couldn't load into the model."""
-    later = is_overridden("configure_model", model) or is_overridden("setup", model)
-    if later or not model.strict_loading or any(is_lazy(parameter) for parameter in model.parameters()):
-        return  # its layers aren't known yet
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    for name, value in checkpoint["state_dict"].items():
-        if isinstance(value, Tensor) and shapes.pop(name, None) != tuple(value.shape):
-            shapes[name] = tuple(value.shape)
-            break
-    if shapes:
-        name, shape = next(iter(shapes.items()))
-        raise UserError(
-            f"a checkpoint that fits {type(model).__name__} as it is built now",
-            f"{path}, which differs at {name} {shape}",
-            "build the model with the settings of its run: leave out --model options.",
-        )

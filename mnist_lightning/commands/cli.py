@@ -37,7 +37,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.arguments import (
-    check_architecture,
     in_full,
     look_ahead,
     read_config,
@@ -253,7 +252,7 @@ class CLI(LightningCLI):
         return options
 
     def __deepcopy__(self, memo: Any) -> "CLI":
-        """Itself: a model's optimizer refers to this, and WeightAveraging copies the model, but not the Trainer."""
+        """Not copied: WeightAveraging copies the model, whose optimizer's builder refers to this object."""
         return self
 
     def _parse_ckpt_path(self) -> None:
@@ -263,8 +262,9 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.settings.trainer
-        if class_of(self.settings.data.class_path) is Photos:
-            Photos.check(str(self.subcommand))
+        if class_of(self.settings.data.class_path) is Photos and self.subcommand != "predict":
+            remedy = "use Photos with predict; leave out --data to have MNIST."
+            raise UserError(f"images with labels to {self.subcommand}", "Photos, which have none", remedy)
         if "://" in str(trainer.default_root_dir):
             got, remedy = trainer.default_root_dir, "give a folder, and copy the run when it is done."
             raise UserError("--trainer.default_root_dir on this machine", got, remedy)
@@ -306,8 +306,10 @@ class CLI(LightningCLI):
         self.fitting = self.subcommand == "fit" and not dry
         self.pictures: Pictures | None = None
         self.predictions: PredictionWriter | None = None
-        if self.checkpoint is not None:
-            check_architecture(self.model, self.checkpoint, self.settings.ckpt_path)
+        later = ("configure_model", "setup", "on_load_checkpoint")  # where layers or names may come from
+        if self.checkpoint is not None and not any(is_overridden(hook, self.model) for hook in later):
+            # What doesn't fit is refused before anything is written.
+            self.model.load_state_dict(self.checkpoint["state_dict"], strict=self.model.strict_loading)
         if settings["barebones"]:  # Lightning refuses whatever might cost time
             return super().instantiate_trainer(**kwargs)
         self._prepare()

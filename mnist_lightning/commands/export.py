@@ -119,8 +119,7 @@ def answers(model: Answer, images: Tensor) -> Tensor:
 
 
 def metadata(model: DigitClassifier, images: Tensor, checkpoint: dict[str, Any]) -> dict[str, str]:
-    """What the file says of itself. `val_acc` is there if the checkpoint knows it: see `validation_accuracy`."""
-    accuracy = validation_accuracy(checkpoint)
+    """What the file says of itself."""
     as_mnist = images.dtype == torch.uint8 and images.shape[1:] == (1, 28, 28)
     return {
         "model": type(model).__name__,
@@ -128,23 +127,8 @@ def metadata(model: DigitClassifier, images: Tensor, checkpoint: dict[str, Any])
         "output": f"logits (B, {model.num_classes})",
         "classes": json.dumps(as_many(checkpoint.get("class_names"), model.num_classes)),
         "data": str(checkpoint.get("datamodule_hyper_parameters", {}).get("source", "unknown")),
-        **({} if accuracy is None else {"val_acc": f"{accuracy:.4f}"}),
         "version": f"mnist_lightning {__version__}",
     }
-
-
-def validation_accuracy(checkpoint: dict[str, Any]) -> float | None:
-    """The accuracy, 0 to 1, that a checkpoint's weights had on the run's validation images.
-
-    None if it isn't known: nothing was validated; or the accuracy in the checkpoint is that of earlier weights, in the
-    middle of an epoch and after StochasticWeightAveraging.
-    """
-    loops, states = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint.get("callbacks", {})
-    averaged = any(name.startswith("StochasticWeightAveraging") for name in states)
-    if averaged or not loops.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
-        return None
-    scores = [state["current_score"] for state in states.values() if state.get("monitor") == "val/acc"]
-    return float(scores[0]) if scores and scores[0] is not None else None
 
 
 def program(model: DigitClassifier, images: Tensor) -> torch.export.ExportedProgram:

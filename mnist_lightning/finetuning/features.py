@@ -39,10 +39,7 @@ class FeatureCache(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.layers = -1
-        self._follow(trainer, pl_module)  # a fit that is resumed in mid-epoch calls no on_train_epoch_start
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer, pl_module)
+        self.on_train_epoch_start(trainer, pl_module)  # which a fit that is resumed in mid-epoch doesn't call
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.used and any(p.requires_grad for p in self._frozen) and isinstance(pl_module, ResNet18):
@@ -65,7 +62,7 @@ class FeatureCache(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "")
 
-    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Caches the features of the layers that are frozen now: GradualUnfreezing changes which."""
         data = datamodule_of(trainer)
         if not isinstance(pl_module, ResNet18) or pl_module.frozen == self.layers:
@@ -113,42 +110,26 @@ def reason_against(model: ResNet18, data: MNISTDataModule | None) -> str:
 
 
 def features(trainer: Trainer, model: ResNet18, images: Tensor) -> Tensor:
-    """What the frozen layers make (N, *D) of uint8 images (N, 1, 28, 28): read from disk, or computed and kept there.
-
-    Of several processes each computes its share.
-    """
+    """The frozen layers' output (N, *D) for uint8 images (N, 1, 28, 28): read from disk, or computed and kept there."""
     path = file_of(model, images, str(trainer.precision))
     values = read(path, len(images))
-    if trainer.strategy.reduce_boolean_decision(values is not None, all=True):
-        assert values is not None and path is not None
+    if values is not None and path is not None:
         say(f"Features of {len(images):,} images read from {path.parent}.")
         return values
-    share = -(-len(images) // trainer.world_size)
-    mine = images[share * trainer.global_rank :][:share]
     with trainer.precision_plugin.forward_context():
-        out = extract(model, mine, show=trainer.is_global_zero)
-    missing = out.new_zeros(share - len(mine), *out.shape[1:])
-    shares = trainer.strategy.all_gather(torch.cat([out, missing]))
-    values = shares.reshape(-1, *out.shape[1:])[: len(images)].float().cpu()
+        values = extract(model, images, show=trainer.is_global_zero).float().cpu()
     if trainer.is_global_zero:
         keep(path, values)
     return values
 
 
 def extract(model: ResNet18, images: Tensor, show: bool = False) -> Tensor:
-    """What the frozen layers make (N, *D) of uint8 images (N, 1, 28, 28).
-
-    Args:
-        show: a progress bar, where the output is a terminal.
-    """
+    """The same, computed; with a progress bar if `show` is set and the output is a terminal."""
     frozen = frozen_part(model)
-    out = []
-    bar = tqdm(total=len(images), desc="Features", unit=" images", disable=None if show else True)
-    with bar, torch.no_grad():
-        for batch in images.split(max(1, PIXELS_A_BATCH // model.image_size**2)):
-            out.append(frozen(model.prepare(batch.to(model.device))))
-            bar.update(len(batch))
-    return torch.cat(out)
+    batches = images.split(max(1, PIXELS_A_BATCH // model.image_size**2))
+    with torch.no_grad():
+        bar = tqdm(batches, "Features", unit=" batches", disable=None if show else True)
+        return torch.cat([frozen(model.prepare(batch.to(model.device))) for batch in bar])
 
 
 def frozen_part(model: ResNet18) -> nn.Sequential:

@@ -40,15 +40,12 @@ class GradualUnfreezing(Callback):
         if isinstance(parallel, DistributedDataParallel) and not parallel.find_unused_parameters:
             remedy = "that strategy waits for no gradients of layers that are still frozen."
             raise UserError("--trainer.strategy ddp_find_unused_parameters_true", "another strategy", remedy)
-        self._unfreeze(trainer, pl_module)  # a fit that is resumed in mid-epoch calls no on_train_epoch_start
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unfreeze(trainer, pl_module)
+        self.on_train_epoch_start(trainer, pl_module)  # which a fit that is resumed in mid-epoch doesn't call
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(pl_module, ResNet18):
             pl_module.train_layers(max(self.layers))
 
-    def _unfreeze(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(pl_module, ResNet18):
             pl_module.train_layers(self.layers[min(trainer.current_epoch, len(self.layers) - 1)])

@@ -6,7 +6,6 @@ F = pictures in which a digit was found.
 """
 
 import csv
-import io
 import os
 import sys
 import warnings
@@ -16,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -54,14 +52,7 @@ class Photos(LightningDataModule):
         self.save_seen = None if save_seen is None else Path(save_seen).expanduser()
         self.photos: list[Photo] = []
 
-    @staticmethod
-    def check(command: str) -> None:
-        if command != "predict":
-            remedy = "use Photos with predict; leave out --data to have MNIST."
-            raise UserError(f"images with labels to {command}", "Photos, which have none", remedy)
-
     def setup(self, stage: str) -> None:
-        self.check(TrainerFn(stage).value)
         if self.trainer is not None and self.trainer.world_size > 1:
             remedy = "add --trainer.devices 1; all its cores read the photos."
             raise UserError("one process for photos", str(self.trainer.world_size), remedy)
@@ -93,9 +84,7 @@ class Photos(LightningDataModule):
             path: the CSV file.
             names: of the C classes.
         """
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(["file", "predicted", "second", "remark", *(f"p{name}" for name in names)])
+        table = [["file", "predicted", "second", "remark", *(f"p{name}" for name in names)]]
         printed: list[tuple[str, ...]] = [("file", "classified as", "confidence", "second guess", "")]
         images, captions = [], []
         left = iter(probabilities.tolist())
@@ -103,20 +92,20 @@ class Photos(LightningDataModule):
             p = next(left, None) if image is not None else None
             if image is None or p is None:
                 remark = remark or "left out by --trainer.limit_predict_batches"
-                table.writerow([name, "", "", remark])
+                table.append([name, "", "", remark])
                 printed.append((name, "-", "", "", remark))
                 continue
             best, second = sorted(range(len(p)), key=p.__getitem__, reverse=True)[:2]
             if p[best] < UNSURE:
                 remark = f"{remark}; unsure" if remark else "unsure"
-            table.writerow([name, names[best], names[second], remark, *(f"{value:.6f}" for value in p)])
+            table.append([name, names[best], names[second], remark, *(f"{value:.6f}" for value in p)])
             runner_up = f"{names[second]} ({100 * p[second]:.1f} %)"
             printed.append((name, names[best], f"{100 * p[best]:.1f} %", runner_up, remark))
             images.append(image)
             captions.append((name, f"{names[best]}  {100 * p[best]:.0f} %"))
         # Written first: the table may go to a pipe that closes early.
-        with write_whole(path) as file:
-            file.write(text.getvalue().encode())
+        with write_whole(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(table)
         if self.save_seen is not None:
             with write_whole(self.save_seen) as file:
                 save(contact_sheet(images, captions), file)

@@ -93,16 +93,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's own forgets the best score of a run whose folder was moved since."""
-
-        def here(path: str) -> str:
-            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
-
-        if not os.path.isfile(here(state_dict["best_model_path"])):
+        path = os.path.join(str(self.dirpath), "best.ckpt")
+        if not (state_dict["best_model_path"] and os.path.isfile(path)):
             return  # a copy of `last` alone: the next validation gives a new `best`
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        moved = {key: here(state_dict[key]) for key in paths}
-        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **moved, "best_k_models": scores, "dirpath": self.dirpath})
+        scores = {path: score for score in state_dict["best_k_models"].values()}
+        moved = {"best_model_path": path, "kth_best_model_path": path, "last_model_path": "", "best_k_models": scores}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
         self.best_loss = state_dict.get("best_loss", -math.inf)
 
 
@@ -151,7 +147,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if averages_at_the_end(trainer) or self.saved_step != trainer.global_step:
             self._save(trainer)
-        # After a signal during the last validation. Not in on_train_epoch_end, which is called before `best` is saved.
+        # A signal may have come in the last validation. `best` is saved after on_train_epoch_end: leave only here.
         if agreed(trainer, bool(self.signal)):
             self._leave(trainer)
         self._put_back()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -16,7 +16,7 @@ from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.checkpoints import BestCheckpoint, check_monitor
+from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, check_monitor
 
 
 class Checks(Callback):
@@ -36,15 +36,13 @@ class Checks(Callback):
                 raise UserError(f"an image for each of {trainer.world_size} processes", got, remedy)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
-        if averages and isinstance(pl_module, ResNet18) and pl_module.frozen:
+        if averages_at_the_end(trainer) and isinstance(pl_module, ResNet18) and pl_module.frozen:
             got = "a frozen backbone, whose statistics it would reset"
             remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."
             raise UserError("BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)  # of --data.val_size 0
+        empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)  # --data.val_size 0
         if empty or not trainer.enable_validation:
             for monitor in monitored(trainer, best=False):
                 if monitor.startswith("val"):
@@ -73,17 +71,14 @@ class Checks(Callback):
         if batch_idx == 0:
             check(trainer, pl_module, batch, "training_step")
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
-        if batch_and_index[1] == 0:
-            check(trainer, pl_module, batch_and_index[0], "validation_step")
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            step = "test_step" if trainer.testing else "predict_step" if trainer.predicting else "validation_step"
+            check(trainer, pl_module, batch, step)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
-        if batch_and_index[1] == 0:
-            check(trainer, pl_module, batch_and_index[0], "test_step")
-
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch_and_index: Any) -> None:
-        if batch_and_index[1] == 0:
-            check(trainer, pl_module, batch_and_index[0], "predict_step")
+    on_validation_batch_start = on_predict_batch_start = on_test_batch_start
 
 
 def stopped_early(trainer: Trainer) -> bool:

@@ -83,12 +83,6 @@ class EpochLines(Callback):
         self.ended = trainer.current_epoch  # the model's own hook, which may log this epoch's means, comes after this
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(trainer)
-
-    def _tell(self, trainer: Trainer) -> None:
         if self.ended is not None and trainer.is_global_zero:
             shown = [
                 f"{name} {float(value):.4f}"
@@ -98,6 +92,8 @@ class EpochLines(Callback):
             end = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             print(f"epoch {self.ended + 1}{end}", *shown, sep="  ", flush=True)
         self.ended, self.validated = None, False
+
+    on_train_end = on_train_epoch_start
 
 
 class ParameterCount(ModelSummary):

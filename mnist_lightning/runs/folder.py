@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from mnist_lightning.errors import UserError
@@ -32,11 +33,9 @@ def unclaim(run: Path) -> None:
     if any(run.glob("checkpoints/*.ckpt")):
         return
     shutil.rmtree(run, ignore_errors=True)
-    for folder in (run.parent, run.parent.parent):
-        try:
-            folder.rmdir()
-        except OSError:  # another run is there
-            return
+    with suppress(OSError):  # another run is there
+        run.parent.rmdir()
+        run.parent.parent.rmdir()
 
 
 def find_checkpoint(name: str, root: Path = Path(), model: str | None = None) -> Path:

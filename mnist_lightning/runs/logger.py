@@ -1,7 +1,6 @@
 """RunLogger: TensorBoard events straight into a run's folder, and the same numbers in its metrics.csv."""
 
 import csv
-import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,10 @@ class RunLogger(TensorBoardLogger):
         if not self.ours:
             return
         names = sorted({name for row in self.rows for name in row} - {"step", "epoch"})
-        text = io.StringIO()
-        table = csv.DictWriter(text, ["step", "epoch", *names])
-        table.writeheader()
-        table.writerows({**row, "step": int(row["step"])} for row in self.rows)
-        with write_whole(self.path) as file:
-            file.write(text.getvalue().encode())
+        with write_whole(self.path, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["step", "epoch", *names])
+            table.writeheader()
+            table.writerows({**row, "step": int(row["step"])} for row in self.rows)
 
 
 def flat(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ B = batch size, C = classes.
 """
 
 import csv
-import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ class PredictionWriter(BasePredictionWriter):
         if reason:
             print(f"Predictions: no {self.path.name}: {reason}", flush=True)
             return
-        with write_whole(self.path) as file:
-            file.write(table(indices, batches, trainer.datamodule).encode())  # type: ignore[attr-defined]
+        with write_whole(self.path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(table(indices, batches, trainer.datamodule))  # type: ignore[attr-defined]
         self.written = True
 
 
@@ -76,8 +76,8 @@ def unpacked(prediction: Any) -> tuple[Tensor, Tensor | None, str] | None:
     return values.float(), labels if isinstance(labels, Tensor) and labels.ndim == 1 else None, prefix
 
 
-def table(indices: list[int], batches: list[Any], datamodule: object) -> str:
-    """The file's content, sorted by index."""
+def table(indices: list[int], batches: list[Any], datamodule: object) -> Iterator[list[Any]]:
+    """The file's rows, sorted by index."""
     values, labels, prefixes = zip(*batches, strict=True)
     numbers = torch.cat(values)  # (N, C)
     names = class_names(datamodule, numbers.shape[1])
@@ -87,9 +87,6 @@ def table(indices: list[int], batches: list[Any], datamodule: object) -> str:
         header.insert(1, "label")
         known = torch.cat(labels).tolist()
         columns.insert(1, [names[label] if label in range(len(names)) else label for label in known])
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(header)
+    yield header
     for *first, row in sorted(zip(*columns, strict=True), key=lambda columns: columns[0]):
-        rows.writerow([*first, *(f"{number:.6f}" for number in row)])
-    return text.getvalue()
+        yield [*first, *(f"{number:.6f}" for number in row)]

@@ -74,8 +74,8 @@ class RunState(Callback):
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
-    with write_whole(path) as file:
-        file.write(yaml.safe_dump(settings, sort_keys=False).encode())
+    with write_whole(path, "w") as file:
+        yaml.safe_dump(settings, file, sort_keys=False)
 
 
 def generators() -> dict[str, Any]:

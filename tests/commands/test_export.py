@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mnist_lightning import ConvNet, DigitClassifier, __version__, load_model
 from mnist_lightning.commands import export
 from mnist_lightning.commands.cli import run
-from mnist_lightning.commands.export import validation_accuracy
 from mnist_lightning.sources import load_digits
 
 needs_extra = pytest.mark.skipif(
@@ -96,7 +95,6 @@ def test_file_answers_as_the_checkpoint_and_says_what_it_is(
     assert said["model"] == type(model).__name__ and said["data"] == "digits"
     assert json.loads(said["classes"]) == list("0123456789")
     assert said["version"] == f"mnist_lightning {__version__}"
-    assert 0 <= float(said["val_acc"]) <= 1
 
 
 @pytest.mark.parametrize(("model", "more", "check", "input", "classes"), [
@@ -117,7 +115,7 @@ def test_model_of_other_images_and_classes_is_exported_as_its_checkpoint_says(
     torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     said = json.loads(extra["metadata.json"])
     assert said["input"] == input and said["output"] == f"logits (B, {len(classes)})"
-    assert json.loads(said["classes"]) == classes and "val_acc" not in said
+    assert json.loads(said["classes"]) == classes
 
 
 @pytest.mark.parametrize(("model", "message"), [
@@ -138,17 +136,6 @@ def test_what_cannot_be_exported_is_explained_and_not_written(
     # torch's own logging may stand above the three lines.
     assert message in "\n".join(capsys.readouterr().err.splitlines()[-3:])
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-@pytest.mark.parametrize(("ended", "callbacks", "accuracy"), [
-    (True, {}, 0.5),
-    (False, {}, None),
-    (True, {"StochasticWeightAveraging": {}}, None),
-])  # fmt: skip
-def test_accuracy_of_other_weights_is_not_told(ended: bool, callbacks: dict, accuracy: float | None) -> None:
-    loops = {"fit_loop": {"epoch_loop.batch_progress": {"is_last_batch": ended}}}
-    states = {"BestCheckpoint": {"monitor": "val/acc", "current_score": torch.tensor(0.5)}, **callbacks}
-    assert validation_accuracy({"loops": loops, "callbacks": states}) == accuracy
 
 
 @pytest.mark.parametrize(("args", "message"), [

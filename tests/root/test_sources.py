@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -87,7 +88,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 def test_addresses_and_hashes_are_torchvisions() -> None:
-    assert [(f"{file.name}.gz", file.md5_gz) for file in sources.FILES] == MNIST.resources
+    assert [(f"{name}.gz", md5_gz) for name, (md5_gz, _) in sources.FILES.items()] == MNIST.resources
     assert list(sources.MIRRORS) == MNIST.mirrors
     assert sources.IMAGENET_URL == ResNet18_Weights.IMAGENET1K_V1.url
     assert sources.IMAGENET_URL.endswith(f"-{sources.IMAGENET_SHA256[:8]}.pth")
@@ -177,8 +178,11 @@ def test_any_bytes_on_disk_give_the_right_content_or_none(seed: int, mnist: Any,
         if draw.random() < 0.3:
             damaged += draw.randbytes(draw.randrange(20))
         (tmp_path / name).write_bytes(damaged)
-        array = sources._read_idx(tmp_path / name, sources.FILES[3])
-        assert array is None or array.byte().numpy().tobytes() == mnist.contents[LABELS][8:], damaged.hex()
+        try:
+            array = sources._read_idx(tmp_path / name)
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
+            continue  # what load_mnist takes for damage
+        assert array.byte().numpy().tobytes() == mnist.contents[LABELS][8:], damaged.hex()
 
 
 # ---- What is downloaded
@@ -314,8 +318,7 @@ OTHER_PROCESS = """
 import json, sys
 from mnist_lightning import files, sources
 
-sources.IMAGENET_URL, sources.IMAGENET_SHA256, files, data_dir, mirror = json.loads(sys.argv[1])
-sources.FILES = [sources.IDXFile(*file) for file in files]
+sources.IMAGENET_URL, sources.IMAGENET_SHA256, sources.FILES, data_dir, mirror = json.loads(sys.argv[1])
 download = sources.download
 
 def download_together(*args):
