@@ -3,28 +3,26 @@
 Its letters are RGB floats of 40×40 in 26 classes or 2, from a datamodule that knows nothing of this package.
 """
 
-import csv
 import io
-import os
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from pathlib import Path
 from string import ascii_uppercase
 
 import pytest
+import running
 import torch
 from foreign_project.data import Letters
 from foreign_project.letters import write_letters
 from foreign_project.models import Plain, Reader
+from running import Fit, loaded, process, rows
 from sklearn.metrics import f1_score
 
-import mnist_lightning
 from mnist_lightning import load_model
-from mnist_lightning.commands.cli import run
 
 ROOT = Path(__file__).parents[1]
 READER = "--model foreign_project.models.Reader --data foreign_project.data.Letters --data.data_dir letters"
@@ -41,38 +39,34 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reader_fit(drawn: Path) -> Fit:
+    """Of Reader, for 3 epochs: the model's own default. It says so where it can't draw."""
+    with redirect_stderr(io.StringIO()) as error:
+        fitted = running.fit(drawn, *READER.split())
+    return fitted._replace(out=fitted.out + error.getvalue())
+
+
 @pytest.fixture(autouse=True)
-def folder(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current one, with the letters in it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
+def letters(drawn: Path, folder: Path) -> None:
+    """The letters are in the current folder."""
     for name in ("letters", "two"):
         Path(name).symlink_to(drawn / name)
-    return tmp_path
+
+
+@pytest.fixture
+def reader(reader_fit: Fit, letters: None) -> str:
+    """A copy of that run in the current folder; what the fit printed."""
+    shutil.copytree(reader_fit.root / "lightning_logs", "lightning_logs")
+    return reader_fit.out
 
 
 def command(typed: str) -> str:
-    """Runs a command, which has to succeed; returns what it printed."""
-    with redirect_stdout(io.StringIO()) as out:
-        assert run(shlex.split(typed)) == 0
-    return out.getvalue()
-
-
-def refused(typed: str) -> str:
-    with redirect_stderr(io.StringIO()) as error:
-        assert run(shlex.split(typed)) == 2
-    assert not list(Path().rglob("*.ckpt"))
-    return error.getvalue()
-
-
-def found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text, flags=re.M)
-    assert match is not None, text
-    return match[1]
+    return running.command(*shlex.split(typed))
 
 
 def accuracy(printed: str) -> float:
-    return float(found(r"accuracy\s+(\S+) %", printed))
+    return float(running.accuracy(printed))
 
 
 def checkpoint(name: str, model: str = "Reader") -> Path:
@@ -81,11 +75,6 @@ def checkpoint(name: str, model: str = "Reader") -> Path:
 
 def results(name: str, model: str = "Reader") -> Path:
     return Path("lightning_logs", model, "version_0", f"{name}.csv")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def logits_and_labels(path: Path, part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,14 +89,13 @@ def logits_and_labels(path: Path, part: str) -> tuple[torch.Tensor, torch.Tensor
 # From the command line
 
 
-def test_commands_agree_about_26_classes_of_colour_images(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = command(f"fit {READER}")  # 3 epochs, the model's own default
-    assert "Pictures: no" not in printed + capsys.readouterr().err
-    assert torch.load(checkpoint("last"), weights_only=True)["global_step"] == 3 * EPOCH
-    assert accuracy(printed) > 20  # 3.8 by chance
-    assert accuracy(command("test --ckpt_path best")) == accuracy(printed)
+def test_commands_agree_about_26_classes_of_colour_images(reader: str) -> None:
+    assert "Pictures: no" not in reader
+    assert loaded(checkpoint("last"))["global_step"] == 3 * EPOCH
+    assert accuracy(reader) > 20  # 3.8 by chance
+    assert accuracy(command("test --ckpt_path best")) == accuracy(reader)
     logits, labels = logits_and_labels(checkpoint("best"), "test")
-    assert accuracy(printed) == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=0.01)
+    assert accuracy(reader) == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=0.01)
     measured = [float(row["val/acc"]) for row in rows(results("metrics")) if row["val/acc"]]
     assert accuracy(command("validate --ckpt_path best")) == pytest.approx(100 * max(measured), abs=0.01)
     command("predict --ckpt_path best")
@@ -135,9 +123,9 @@ def test_metric_of_ones_own_chooses_the_best_checkpoint() -> None:
 
 def test_plain_lightning_module_is_trained_tested_and_resumed(quiet: Callable) -> None:
     printed = command(f"fit {PLAIN}")
-    loss = found(r"test/loss (\S+)", printed)
-    assert found(r"test/loss (\S+)", command("test --ckpt_path best")) == loss
-    best = torch.load(checkpoint("best", "Plain"), weights_only=True)
+    (loss,) = re.findall(r"test/loss (\S+)", printed)
+    assert f"test/loss {loss}\n" in command("test --ckpt_path best")
+    best = loaded(checkpoint("best", "Plain"))
     model = Plain()
     model.load_state_dict(best["state_dict"])
     (again,) = quiet().test(model, Letters("letters"), verbose=False)
@@ -145,7 +133,7 @@ def test_plain_lightning_module_is_trained_tested_and_resumed(quiet: Callable) -
     command("predict --ckpt_path best")
     assert list(rows(results("predictions", "Plain"))[0])[2:4] == ["output A", "output B"]
     command("fit --ckpt_path last --trainer.max_epochs 3")
-    assert torch.load(checkpoint("last", "Plain"), weights_only=True)["global_step"] == 3 * EPOCH
+    assert loaded(checkpoint("last", "Plain"))["global_step"] == 3 * EPOCH
 
 
 def test_images_without_labels_and_classes_without_names_are_predicted() -> None:
@@ -165,11 +153,10 @@ def test_callback_and_logger_of_ones_own_run_beside_the_projects() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_exported_file_answers_as_the_checkpoint(suffix: str) -> None:
+def test_exported_file_answers_as_the_checkpoint(suffix: str, reader: str) -> None:
     if suffix == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
-    command(f"fit {READER} {QUIET}")
     printed = command(f"export --ckpt_path best --output reader.{suffix}")
     assert "1,000 of 1,000 images" in printed
     if suffix == "pt2":
@@ -187,11 +174,9 @@ def test_class_of_ones_own_starts_from_its_own_defaults(by: str, capsys: pytest.
         by = "--data data.yaml"
     elif by == "JSON":
         by = """--data '{"class_path": "foreign_project.data.Letters"}'"""
-    with pytest.raises(SystemExit):
-        run(shlex.split(f"fit --model foreign_project.models.Reader {by} --print_config"))
-    printed = capsys.readouterr().out
-    assert "init_args:\n    data_dir: letters\n    batch_size: 8\n" in printed
-    assert "split_seed" not in printed and "class_path: torch.optim.Adam\n" in printed
+    config = running.printed_config(capsys, "fit", "--model", "foreign_project.models.Reader", *shlex.split(by))
+    assert config["data"]["init_args"] == {"data_dir": "letters", "batch_size": 8}
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.Adam"
 
 
 @pytest.mark.parametrize(("typed", "said"), [
@@ -199,31 +184,26 @@ def test_class_of_ones_own_starts_from_its_own_defaults(by: str, capsys: pytest.
     (READER.replace("foreign_project.models.Reader", "ConvNet"), ["expected uint8", "got float32", "from Letters"]),
     (f"{READER} --monitor val/f2", ["got val/f2", "val/acc, val/f1, val/loss"]),
     (PLAIN.replace("--monitor val/loss", ""), ["got val/acc", "val/loss"]),
-    (f"{READER} --model.chanels 3", ["did you mean --model.channels?"]),
     (f"{READER} --data.bach_size 3", ["did you mean --data.batch_size?"]),
     ("--model foreign_project.models.Raeder", ["foreign_project.models.Raeder", "no attribute"]),
     ("--model foreign_project.extras.Diary", ["foreign_project.extras.Diary", "subclass of LightningModule"]),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_words(typed: str, said: list[str]) -> None:
-    message = refused(f"fit {typed}")
-    assert message.count("\n") == 3
+    message = running.refused("fit", *typed.split())
     for part in said:
         assert part in message
 
 
-def test_photos_are_refused_for_a_model_of_other_images() -> None:
-    command(f"fit {READER} {QUIET}")
-    with redirect_stderr(io.StringIO()) as error:
-        assert run(["predict", "--ckpt_path", "best", "--data", "Photos", "--data.path", "letters/test"]) == 2
-    assert "Photos" in error.getvalue() and error.getvalue().count("\n") == 3
+def test_photos_are_refused_for_a_model_of_other_images(reader: str) -> None:
+    typed = ("predict", "--ckpt_path", "best", "--data", "Photos", "--data.path", "letters/test")
+    assert "for Photos got one of float32" in running.refused(*typed)
 
 
-def test_fit_resumed_at_an_epochs_end_is_the_undisturbed_one() -> None:
-    command(f"fit {READER} --pictures false --trainer.max_epochs 3 --trainer.default_root_dir whole")
+def test_fit_resumed_at_an_epochs_end_is_the_undisturbed_one(reader_fit: Fit) -> None:
     command(f"fit {READER} --pictures false --trainer.max_epochs 1")
     torch.randn(3)  # somebody else draws
     command("fit --ckpt_path last --trainer.max_epochs 3")
-    whole, parts = (torch.load(path, weights_only=True) for path in ("whole" / checkpoint("last"), checkpoint("last")))
+    whole, parts = (loaded(root / checkpoint("last")) for root in (reader_fit.root, Path()))
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, parts["state_dict"][name]), name
 
@@ -253,36 +233,27 @@ def test_plain_trainer_takes_it_through_fit_test_predict_and_resuming(quiet: Cal
 # In processes of their own
 
 
-def process(typed: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    paths = [Path(mnist_lightning.__file__).parents[1], ROOT / "tests", ROOT / "tests" / "runs"]
-    usual = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        [sys.executable, "-m", "mnist_lightning", *shlex.split(typed)],
-        env={**os.environ, **usual, **environment}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_killed_in_mid_epoch_it_goes_on_and_takes_the_steps_that_are_left() -> None:
     save = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.filename=last"
     every = "--trainer.callbacks.every_n_train_steps=3 --trainer.callbacks.enable_version_counter=false"
     fault = {"FAULT": f"on_train_batch_end {EPOCH + 8} SIGKILL"}
-    killed = process(f"fit {READER} --trainer.callbacks+=faults.Fault {save} {every}", **fault)
+    killed = process(*f"fit {READER} --trainer.callbacks+=faults.Fault {save} {every}".split(), **fault)
     assert killed.returncode == -9, killed.stderr
-    assert torch.load(checkpoint("last"), weights_only=True)["global_step"] == EPOCH + 7  # 27, a multiple of 3
-    ended = process("fit --ckpt_path last")
+    assert loaded(checkpoint("last"))["global_step"] == EPOCH + 7  # 27, a multiple of 3
+    ended = process("fit", "--ckpt_path", "last")
     assert ended.returncode == 0, ended.stderr
-    assert torch.load(checkpoint("last"), weights_only=True)["global_step"] == 3 * EPOCH
-    assert accuracy(ended.stdout) == accuracy(process("test --ckpt_path best").stdout)
+    assert loaded(checkpoint("last"))["global_step"] == 3 * EPOCH
+    assert accuracy(ended.stdout) == accuracy(process("test", "--ckpt_path", "best").stdout)
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_images_and_onecycle_ends_with_the_fit() -> None:
     schedule = "--model.scheduler OneCycleLR --model.scheduler.max_lr 0.01"
     ddp = "--trainer.strategy ddp --trainer.accelerator cpu --trainer.devices 2"
-    ended = process(f"fit {READER} {schedule} {ddp}")
+    ended = process("fit", *f"{READER} {schedule} {ddp}".split())
     assert ended.returncode == 0, ended.stderr
-    last = torch.load(checkpoint("last"), weights_only=True)
+    last = loaded(checkpoint("last"))
     (state,) = last["lr_schedulers"]
     assert last["global_step"] == state["total_steps"] == state["last_epoch"] == 3 * EPOCH // 2
     assert "a part of" not in ended.stdout
@@ -312,7 +283,7 @@ def test_commands_of_the_page_run_with_its_python(page: str) -> None:
         typed = line.replace("/usr/share/datasets/fashion-mnist", "fashion-mnist --data.val_size 100")
         command(f"{typed} {short}" if line.startswith("fit") else typed)
     assert {path.name for path in Path("lightning_logs").iterdir()} == {"ConvNet", "MLP", "ColourNet"}
-    assert torch.load(checkpoint("best", "ConvNet"), weights_only=True)["class_names"][9] == "Boot"
+    assert loaded(checkpoint("best", "ConvNet"))["class_names"][9] == "Boot"
     assert Path("model.pt2").is_file()
 
 

@@ -10,10 +10,9 @@ import inspect
 import io
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,38 +20,21 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from running import Few, run
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_lightning import ConvNet, DigitClassifier, MNISTDataModule, ResNet18, load_model
-from mnist_lightning.commands.cli import run
-from mnist_lightning.sources import Digits, Split, load_digits
+from mnist_lightning import ConvNet, DigitClassifier, ResNet18, load_model
 
 # What Lightning warns of is said to the user; here it would end the fit.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+FEW = "running.Few"
 EPOCH = 5  # steps: 80 images, 16 a batch
-FEW = f"{__name__}.Few"
 MODELS = {
     "ConvNet": (),
     "ResNet18": ("--model", "ResNet18", "--model.weights", "none", "--model.image_size", "28"),
 }
 THEIRS = ("lightning_logs/notes.txt", "metrics.csv", "config.yaml", "report.png", "checkpoints/best.ckpt")
-
-
-@cache
-def few() -> Digits:
-    train, test = load_digits()
-    return Digits(Split(train.images[:100], train.labels[:100]), Split(test.images[:40], test.labels[:40]))
-
-
-class Few(MNISTDataModule):
-    """80 digits to train on, 20 to validate, 40 to test."""
-
-    def __init__(self) -> None:
-        super().__init__(batch_size=16, val_size=20)
-
-    def load(self) -> Digits:
-        return few()
 
 
 class Case(NamedTuple):
@@ -158,12 +140,24 @@ def test_every_option_of_this_lightning_has_a_row() -> None:
     assert set(OPTIONS) == set(inspect.signature(Trainer.__init__).parameters) - {"self"}
 
 
+# Options whose first values leave the steps as they are: a quick fit has all of them, and each alone is slow.
+TOGETHER = (
+    *("devices", "num_nodes", "min_epochs", "min_steps", "max_time", "num_sanity_val_steps", "log_every_n_steps"),
+    *("enable_progress_bar", "enable_model_summary", "gradient_clip_val", "deterministic", "benchmark"),
+    *("inference_mode", "use_distributed_sampler", "detect_anomaly", "sync_batchnorm", "profiler"),
+    *("reload_dataloaders_every_n_epochs", "default_root_dir", "enable_autolog_hparams", "model_registry"),
+)
+ALL = " ".join(f"--trainer.{option}={OPTIONS[option][0].value} {OPTIONS[option][0].beside}" for option in TOGETHER)
+OPTIONS["accelerator"].insert(0, Case("cpu", beside=ALL))
+
+
 def rows() -> Iterator[Any]:
     """All but an option's first value and the refused ones, with ConvNet, are slow."""
     for option, cases in OPTIONS.items():
         for number, case in enumerate(cases):
             for model in MODELS:
-                quick = model == "ConvNet" and (number == 0 or case.steps is REFUSED)
+                first = number == 0 and option not in TOGETHER
+                quick = model == "ConvNet" and (first or case.steps is REFUSED)
                 name = f"{option}-{case.value}-{number}-{model}"
                 marks = [] if quick else [pytest.mark.slow]
                 for start, package in (("Rich", "rich"), ("DeviceStats", "psutil")):
@@ -174,10 +168,8 @@ def rows() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("option", "case", "model"), list(rows()))
 def test_option_does_what_it_says_or_is_refused(
-    option: str, case: Case, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, case: Case, model: str, folder: Path, quiet: Callable
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
     for name in THEIRS:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("somebody else's")
@@ -206,14 +198,9 @@ def test_option_does_what_it_says_or_is_refused(
         return
     said = re.search(r"^Test accuracy +(\S+) % on the 40 test images of Few$", printed, flags=re.M)
     assert said is not None, printed
-    assert said[1] == f"{100 * accuracy_of(checkpoints['best'], case.value if option == 'precision' else '32'):.2f}"
-
-
-def accuracy_of(checkpoint: Path, precision: str) -> float:
-    """By a plain Trainer."""
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(accelerator="cpu", devices=1, precision=precision, **off)  # type: ignore[arg-type]
-    return trainer.test(load_model(checkpoint), datamodule=Few(), verbose=False)[0]["test/acc"]
+    trainer = quiet(devices=1, precision=case.value if option == "precision" else "32")
+    (results,) = trainer.test(load_model(checkpoints["best"]), datamodule=Few(), verbose=False)
+    assert said[1] == f"{100 * results['test/acc']:.2f}"
 
 
 @pytest.mark.parametrize("model", [
@@ -222,9 +209,9 @@ def accuracy_of(checkpoint: Path, precision: str) -> float:
 ])  # fmt: skip
 @pytest.mark.parametrize(("settings", "steps"), [
     ({}, EPOCH),
-    ({"max_steps": 3}, 3),
-    ({"overfit_batches": 2}, 2),
     *(pytest.param(*row, marks=pytest.mark.slow) for row in [
+        ({"max_steps": 3}, 3),
+        ({"overfit_batches": 2}, 2),
         ({"precision": "bf16-mixed"}, EPOCH),
         ({"precision": "64-true"}, EPOCH),
         ({"max_epochs": 2}, 2 * EPOCH),
@@ -240,7 +227,7 @@ def test_option_does_so_from_python_with_loaders_of_tensors(
     settings: dict[str, Any], steps: int, model: Callable[[], DigitClassifier], tmp_path: Path, quiet: Callable
 ) -> None:
     torch.manual_seed(0)
-    (images, labels), (test_images, test_labels) = few()
+    (images, labels), (test_images, test_labels) = Few().load()
     loader = DataLoader(TensorDataset(images[:80], labels[:80]), batch_size=16, shuffle=True)
     val_loader = DataLoader(TensorDataset(images[80:], labels[80:]), batch_size=16)
     network, trainer = model(), quiet(**{"max_epochs": 1} | settings)

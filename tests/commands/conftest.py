@@ -1,4 +1,4 @@
-"""An empty folder to run commands in, and runs that several tests look at: each gets a copy of its own."""
+"""Runs that several tests look at: each gets a copy of its own."""
 
 import os
 import shutil
@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import RUN, SHORT, Fit, enter, fit
+from running import RUN, SHORT, Fit, fit
 from torchvision.models import resnet18
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The test's own, which is the current one."""
-    enter(tmp_path, tmp_path_factory.mktemp("cache"), monkeypatch)
-    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +19,13 @@ def convnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 @pytest.fixture(scope="session")
 def resnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
-    """A fit of ResNet18 with its own number of epochs. Its file of weights is gone afterwards."""
+    """A fit of ResNet18 with its own number of epochs, with pictures. Its file of weights is gone afterwards."""
     weights = tmp_path_factory.mktemp("weights") / "weights.pth"
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), weights)
     settings = ("--model", "ResNet18", "--model.weights", weights, "--model.image_size", 28, *SHORT)
-    fitted = fit(tmp_path_factory.mktemp("resnet"), *settings)
+    drawn = ("--pictures", "true", "--trainer.log_every_n_steps", 1)
+    fitted = fit(tmp_path_factory.mktemp("resnet"), *settings, *drawn)
     weights.unlink()
     return fitted
 

@@ -82,12 +82,6 @@ def test_bars_stand_in_the_order_of_the_classes_under_their_names() -> None:
     assert texts("answer", page) == ["&lt;i&gt;"]
 
 
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert run(["demo", "--ckpt_path", "best"]) == 2
-    assert "pip install '.[demo]'" in capsys.readouterr().err
-
-
 class Halves(ConvNet):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("expected 14 rows")
@@ -122,6 +116,7 @@ def page_address(checkpoint: Path) -> Iterator[str]:
         server.terminate()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 def test_digit_drawn_in_a_browser_is_classified(page_address: str) -> None:
     playwright: Any = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")

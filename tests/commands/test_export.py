@@ -9,6 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from running import refused
 from torch import Tensor, nn
 
 from mnist_lightning import ConvNet, DigitClassifier, __version__, load_model
@@ -148,7 +149,7 @@ def test_mistakes_are_explained(args: list[str], message: str, capsys: pytest.Ca
     assert message in capsys.readouterr().err
 
 
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "more"), [("export", ["--output", "model.onnx"]), ("demo", [])])
+def test_missing_extra_is_named(name: str, more: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert run(["export", "--ckpt_path", "best", "--output", "model.onnx"]) == 2
-    assert "pip install '.[export]'" in capsys.readouterr().err
+    assert f"pip install '.[{name}]'" in refused(name, "--ckpt_path", "best", *more)

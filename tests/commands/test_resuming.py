@@ -1,6 +1,5 @@
 """fit --ckpt_path: a run goes on as if it had never ended, wherever its checkpoint lies and whatever wrote it."""
 
-import csv
 import itertools
 import re
 import shutil
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Timer
-from running import DIGITS, RUN, SHORT, Fit, accuracy, command, files, last, loaded, printed_config, refused
+from running import DIGITS, RUN, SHORT, Fit, accuracy, command, files, last, loaded, printed_config, refused, rows
 from torch.optim import Adam
 
 from mnist_lightning import ConvNet, load_model
@@ -33,11 +32,6 @@ def assert_same_weights(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert all(torch.equal(value, b["state_dict"][name]) for name, value in a["state_dict"].items())
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def versions() -> list[str]:
     return sorted(str(path.relative_to("lightning_logs")) for path in Path("lightning_logs").glob("*/version_*"))
 
@@ -46,7 +40,7 @@ def test_fit_resumes_a_run_in_its_folder(convnet: Path) -> None:
     out = command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
     assert "epoch 3/3" in out and "epoch 2/3" not in out
     assert versions() == ["ConvNet-digits/version_0"]
-    assert [row["step"] for row in rows(convnet) if row["val/acc"]] == ["20", "41", "62"]
+    assert [row["step"] for row in rows(convnet / "metrics.csv") if row["val/acc"]] == ["20", "41", "62"]
     assert last()["epoch"] == 2
     config = yaml.safe_load((convnet / "config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["ckpt_path"]) == (3, None)  # what repeats the whole run
@@ -63,8 +57,8 @@ def test_callbacks_of_ones_own_go_on_too(folder: Path) -> None:
 
 
 def test_finder_would_begin_a_run_anew(folder: Path) -> None:
-    command("fit", *DIGITS, "--trainer.max_epochs", 1, "--trainer.callbacks", "BatchSizeFinder",
-            "--trainer.callbacks.max_trials", 1)  # fmt: skip
+    finder = "--trainer.callbacks BatchSizeFinder --trainer.callbacks.max_trials 1"
+    command("fit", "--data", "running.Few", *QUICK, "--trainer.max_epochs", 1, *finder.split())
     assert "got BatchSizeFinder, which would begin it anew" in refused("fit", "--ckpt_path", "last")
 
 

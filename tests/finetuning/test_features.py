@@ -2,8 +2,11 @@
 
 import copy
 import functools
+import io
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
@@ -42,6 +45,7 @@ class Fit(NamedTuple):
     model: ResNet18
     trainer: Trainer
     passes: list[int]  # how many images went through the backbone, one entry a batch; not the one that shows a shape
+    said: str
 
 
 def fit(quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, **settings: Any) -> Fit:
@@ -51,8 +55,9 @@ def fit(quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, **
         lambda conv1, args, output: passes.extend([len(output)] if len(output) > 1 else [])
     )
     trainer = quiet(**{"max_epochs": 1, "callbacks": [*callbacks, FeatureCache()], **settings})
-    trainer.fit(model, digits())
-    return Fit(model, trainer, passes)
+    with redirect_stdout(io.StringIO()) as said:
+        trainer.fit(model, digits())
+    return Fit(model, trainer, passes, said.getvalue())
 
 
 def files() -> list[Path]:
@@ -91,10 +96,13 @@ def test_metrics_equal_those_without_the_cache(fits: dict[str, Fit]) -> None:
         assert {key: float(value) for key, value in fits[name].trainer.callback_metrics.items()} == expected
 
 
-def test_first_fit_passes_each_image_once_and_a_second_none(fits: dict[str, Fit]) -> None:
+def test_first_fit_passes_each_image_once_a_second_none_and_both_say_where_from(fits: dict[str, Fit]) -> None:
     assert sum(fits["plain"].passes) == 3 * (TRAIN + VAL) + TEST
     assert sum(fits["first"].passes) == TRAIN + VAL + TEST
     assert sum(fits["second"].passes) == 0
+    size = r"\(0 MB\); delete that folder at any time\."
+    assert re.search(rf"^Features kept in \S+/mnist_lightning {size}$", fits["first"].said, re.M)
+    assert re.search(rf"^Features of {TRAIN} images read from \S+/mnist_lightning\.$", fits["second"].said, re.M)
 
 
 def test_mixed_precision_is_exact_too(quiet: Callable) -> None:
@@ -155,41 +163,38 @@ OFF = {
 
 
 @pytest.mark.parametrize("reason", OFF)
-def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(
-    reason: str, quiet: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(reason: str, quiet: Callable) -> None:
     arguments, settings = OFF[reason]
     done = fit(quiet, model=resnet(**arguments), **settings, max_epochs=2)
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Features" in line)
+    (line,) = (line for line in done.said.splitlines() if "Features" in line)
     assert line.startswith("Features of the frozen layers are not cached: ") and reason in line
     assert sum(done.passes) == 2 * (TRAIN + VAL)
     assert done.trainer.global_step == 6
     assert not files()
 
 
+class FewerTests(MNISTDataModule):
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.test_set = Subset(self.test_set, range(20))  # type: ignore[assignment]
+
+
 def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits_into_memory(
     quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loader = DataLoader(TensorDataset(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.arange(2)))
-    for data in ((digits(augment=1),), (loader, loader)):
+    for data in ((digits(augment=1),), (loader, loader), (FewerTests(source="digits"),)):
         quiet(max_epochs=1, limit_train_batches=1, callbacks=[FeatureCache()]).fit(resnet(), *data)
     monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
-    fit(quiet)
-    out = capsys.readouterr().out
+    out = capsys.readouterr().out + fit(quiet).said
     assert "not cached: --data.augment changes the images at each step" in out
     assert "not cached: the images don't come from MNISTDataModule" in out
+    assert "not cached: the images aren't in memory as Images" in out
     assert "not cached: they would take 0.0 GB" in out
     assert not files()
 
 
 # ---- Kept on disk
-
-
-def test_place_and_size_are_told_when_kept_and_when_read(quiet: Callable, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(quiet)
-    assert f"Features kept in {cache_folder()} (0 MB); delete that folder at any time.\n" in capsys.readouterr().out
-    fit(quiet)
-    assert f"Features of {TRAIN} images read from {cache_folder()}.\n" in capsys.readouterr().out
 
 
 def test_name_changes_with_all_that_determines_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,20 +232,19 @@ def test_damaged_file_is_noticed_and_computed_again(quiet: Callable) -> None:
 
 
 def test_file_that_fails_to_be_written_costs_only_the_next_fit(
-    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quiet: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mnist_lightning.files.os.fsync", full)
-    assert fit(quiet).trainer.global_step == 3
-    assert "Features are not kept for the next run: [Errno 28] No space left on device." in capsys.readouterr().out
+    done = fit(quiet)
+    assert done.trainer.global_step == 3
+    assert "Features are not kept for the next run: [Errno 28] No space left on device." in done.said
     assert not list(cache_folder().iterdir())
 
 
-def test_user_without_a_home_directory_trains_and_is_told(
-    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_user_without_a_home_directory_trains_and_is_told(quiet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(self: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -248,7 +252,7 @@ def test_user_without_a_home_directory_trains_and_is_told(
     monkeypatch.setattr(Path, "expanduser", no_home)
     done = fit(quiet, max_epochs=2)
     assert sum(done.passes) == TRAIN + VAL
-    assert "not kept for the next run: there is no home directory; set XDG_CACHE_HOME." in capsys.readouterr().out
+    assert "not kept for the next run: there is no home directory; set XDG_CACHE_HOME." in done.said
 
 
 def test_longest_unused_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,12 +279,10 @@ class Unfreezes(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, lr=0.01)
 
 
-def test_backbone_that_the_user_unfreezes_at_an_epochs_start_really_learns(
-    quiet: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_backbone_that_the_user_unfreezes_at_an_epochs_start_really_learns(quiet: Callable) -> None:
     trained = [fit(quiet, Unfreezes(), model=resnet(cache_features=cached), max_epochs=2) for cached in (True, False)]
     assert sum(trained[0].passes) == 2 * (TRAIN + VAL)  # for the cache, then in the second epoch
-    assert "Features of the frozen layers are not cached: no layer is frozen." in capsys.readouterr().out
+    assert "Features of the frozen layers are not cached: no layer is frozen." in trained[0].said
     untrained = resnet().backbone.layer4[1].conv2.weight
     assert not torch.equal(trained[0].model.backbone.layer4[1].conv2.weight, untrained)
     assert_close(*(done.model for done in trained))

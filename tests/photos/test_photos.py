@@ -1,6 +1,5 @@
 """`predict --data Photos`: every file gets its row, those without a digit with the reason."""
 
-import csv
 import io
 import os
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from running import refused, rows
 
 from mnist_lightning.commands.cli import run
 from mnist_lightning.photos import Photos
@@ -42,11 +42,6 @@ def predict(checkpoint: Path, path: Path, *args: str) -> int:
     return run(["predict", "--ckpt_path", str(checkpoint), "--data", "Photos", "--data.path", str(path), *args])
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def test_folder_gives_a_table_a_csv_and_a_contact_sheet(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,13 +55,13 @@ def test_folder_gives_a_table_a_csv_and_a_contact_sheet(
         printed = capsys.readouterr().out.splitlines()
         table = [line.split() for line in printed[1 : len(labels) + 1]]
         assert printed[0].split() == ["file", "classified", "as", "confidence", "second", "guess"]
-        rows = read_csv(checkpoint.parent.parent / "photos.csv")
-        assert [row["file"] for row in rows] == [line[0] for line in table] == names
-        assert [row["predicted"] for row in rows] == [line[1] for line in table]
-    for row in rows:
+        written = rows(checkpoint.parent.parent / "photos.csv")
+        assert [row["file"] for row in written] == [line[0] for line in table] == names
+        assert [row["predicted"] for row in written] == [line[1] for line in table]
+    for row in written:
         p = [float(row[f"p{digit}"]) for digit in range(10)]
         assert [p[int(row["predicted"])], p[int(row["second"])]] == sorted(p)[:-3:-1]
-    assert sum(int(row["predicted"]) == label for row, label in zip(rows, labels, strict=True)) >= 18
+    assert sum(int(row["predicted"]) == label for row, label in zip(written, labels, strict=True)) >= 18
     with Image.open(sheet) as picture:
         colours = picture.getcolors(picture.width * picture.height)
         assert picture.width > 8 * 28 and colours is not None and len(colours) > 10
@@ -145,7 +140,7 @@ def test_any_file_name_is_written_and_shown_on_any_console(
     console.seek(0)
     header, row = console.read().splitlines()
     assert row.split() == ["\\xe9-??.png", "no", "90.0", "%", "?", "(10.0", "%)"]
-    assert read_csv(table)[0]["file"] == "\\xe9-猫\n.png"
+    assert rows(table)[0]["file"] == "\\xe9-猫\n.png"
     assert (tmp_path / "seen.png").is_file()
 
 
@@ -158,7 +153,7 @@ def test_classes_go_by_their_names_and_doubts_are_remarked_on(
     photos.setup("predict")
     # Of one picture only: --trainer.limit_predict_batches left the other out.
     assert not photos.tell(torch.tensor([[0.35, 0.25, 0.4]]), tmp_path / "photos.csv", ["cat", "dog", "owl"])
-    first, second = read_csv(tmp_path / "photos.csv")
+    first, second = rows(tmp_path / "photos.csv")
     told = {"predicted": "owl", "second": "cat", "remark": "unsure", "pcat": "0.350000", "pdog": "0.250000"}
     assert first == {"file": "a.png", **told, "powl": "0.400000"}
     assert second["predicted"] == "" and second["remark"] == "left out by --trainer.limit_predict_batches"
@@ -166,30 +161,22 @@ def test_classes_go_by_their_names_and_doubts_are_remarked_on(
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["nowhere"], "expected a picture or a folder of them at --data.path\n       got nothing: nowhere"),
-    ([".hidden"], "expected pictures at --data.path\n       got an empty folder: .hidden"),
+    (["nowhere"], "expected a picture or a folder of them at --data.path got nothing: nowhere"),
+    ([".hidden"], "expected pictures at --data.path got an empty folder: .hidden"),
     (["a.png", "--data.save_seen", "a.png"], "a.png, which exists and is something else"),
     (["a.png", "--data.save_seen", "b.jpg"], "expected a .png for --data.save_seen"),
 ])  # fmt: skip
 def test_wrong_paths_are_explained_and_nothing_is_overwritten(
-    args: list[str], message: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
+    args: list[str], message: str, checkpoint: Path, folder: Path
+) -> None:
     Path(".hidden").mkdir()
     draw(Path("a.png"))
     before = Path("a.png").read_bytes()
-    assert predict(checkpoint, Path(args[0]), *args[1:]) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused("predict", "--ckpt_path", checkpoint, "--data", "Photos", "--data.path", *args)
     assert Path("a.png").read_bytes() == before and sorted(os.listdir()) == [".hidden", "a.png"]
 
 
 @pytest.mark.parametrize("command", ["fit", "test", "validate"])
-def test_photos_are_for_predict(
-    command: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    args = [] if command == "fit" else ["--ckpt_path", str(checkpoint)]
-    root = ["--trainer.default_root_dir", str(tmp_path)]
-    assert run([command, *args, "--data", "Photos", "--data.path", str(tmp_path), *root]) == 2
-    assert "Photos, which have none" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_photos_are_for_predict(command: str, checkpoint: Path, folder: Path) -> None:
+    args = [] if command == "fit" else ["--ckpt_path", checkpoint]
+    assert "Photos, which have none" in refused(command, *args, "--data", "Photos", "--data.path", folder)

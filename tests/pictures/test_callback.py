@@ -225,10 +225,7 @@ def test_first_of_several_dataloaders_is_drawn(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training")
-def test_mistakes_on_cached_features_show_the_images_that_they_were_made_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_mistakes_on_cached_features_show_the_images_that_they_were_made_of(tmp_path: Path) -> None:
     pictures, data = Pictures(), MNISTDataModule(source="digits", train_size=100)
     model = ResNet18(weights="none", image_size=28)
     runner = trainer(tmp_path, FeatureCache(), pictures)

@@ -73,8 +73,9 @@ def test_small_square_image_is_its_own_thumbnail() -> None:
     assert torch.equal(thumbnails(image), image)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 26, 200])
-@pytest.mark.parametrize("size", [(1, 28, 28), (3, 40, 30)])
+@pytest.mark.parametrize(("classes", "size"), [
+    (2, (3, 40, 30)), (10, (1, 28, 28)), (26, (1, 28, 28)), (200, (3, 40, 30))
+])  # fmt: skip
 def test_report_is_drawn_for_any_number_of_classes(classes: int, size: tuple[int, ...], tmp_path: Path) -> None:
     figures.report(tmp_path / "report.png", answers(classes, torch.rand(50, *size)), ROWS)
     with Image.open(tmp_path / "report.png") as picture:

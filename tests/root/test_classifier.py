@@ -1,6 +1,5 @@
 """DigitClassifier in a plain Trainer: its metrics, its optimizer and schedule, and what a checkpoint knows of them."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,6 @@ from mnist_lightning.data import Images, MNISTDataModule
 from mnist_lightning.errors import UserError
 
 FIT = {"max_epochs": 2, "limit_train_batches": 3}
-
-
-@pytest.fixture(autouse=True)
-def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """LightningCLI warns where this process has some of its own."""
-    monkeypatch.setattr(sys, "argv", ["python"])
 
 
 def digits(**settings: Any) -> MNISTDataModule:
@@ -125,11 +118,6 @@ def test_predictions_are_probabilities_with_labels_where_the_batch_has_some(quie
 # ---- The optimizer and the schedule
 
 
-def test_optimizer_that_torch_refuses_is_explained(quiet: Callable) -> None:
-    with pytest.raises(UserError, match="expected an optimizer's arguments\ngot Invalid learning rate: -1"):
-        quiet(**FIT).fit(ConvNet(optimizer=lambda params: SGD(params, lr=-1)), digits())
-
-
 def test_schedule_given_as_a_function_steps_after_each_epoch(quiet: Callable) -> None:
     model = ConvNet(optimizer=lambda params: Adam(params, lr=2e-3), scheduler=lambda adam: StepLR(adam, 1, gamma=0.5))
     trainer = quiet(**FIT)
@@ -168,11 +156,6 @@ def test_onecycle_steps_after_each_batch_to_the_end_of_the_fit(
     trainer.fit(named("OneCycleLR", max_lr=0.1, **arguments), digits())
     schedule = trainer.lr_scheduler_configs[0].scheduler
     assert (schedule.last_epoch, schedule.total_steps) == (steps, total)
-
-
-def test_onecycle_without_an_end_is_refused(quiet: Callable) -> None:
-    with pytest.raises(UserError, match="expected a fit of known length for this schedule"):
-        quiet(max_epochs=-1).fit(named("OneCycleLR", max_lr=0.1), digits())
 
 
 def test_fit_resumed_in_mid_epoch_keeps_its_place_in_the_data_and_in_the_schedule(

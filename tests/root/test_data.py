@@ -277,30 +277,6 @@ def test_auto_takes_mnist_where_it_is_and_reads_it_once(
     assert capsys.readouterr().err == ""
 
 
-def test_auto_without_mnist_falls_back_to_digits_and_says_why(
-    tmp_path: Path, server: Any, capsys: pytest.CaptureFixture
-) -> None:
-    datamodule = MNISTDataModule(data_dir=str(tmp_path), mirrors=[server.url], batch_size=7)
-    before = dict(datamodule.hparams)
-    ready(datamodule)
-    assert (datamodule.source, datamodule.fell_back) == ("digits", True)
-    assert dict(datamodule.hparams) == before | {"source": "digits"}
-    assert [len(part) for part in (datamodule.train_set, datamodule.val_set, datamodule.test_set)] == [1317, 120, 360]
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("WARNING") == 1
-    assert "scikit-learn's 1,797 digits" in captured.err
-    assert f"got {server.url}" in captured.err and "404" in captured.err
-
-
-def test_mnist_never_falls_back(tmp_path: Path, server: Any, capsys: pytest.CaptureFixture) -> None:
-    datamodule = MNISTDataModule(source="mnist", data_dir=str(tmp_path), mirrors=[server.url])
-    for call in (datamodule.prepare_data, lambda: datamodule.setup("fit")):
-        with pytest.raises(UserError, match="404"):
-            call()
-    assert "digits instead" not in capsys.readouterr().err
-
-
 def test_digits_ask_neither_disk_nor_network(tmp_path: Path, server: Any) -> None:
     ready(MNISTDataModule(source="digits", data_dir=str(tmp_path / "data"), mirrors=[server.url]))
     assert server.requests == []

@@ -332,6 +332,7 @@ sources.imagenet_weights()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_together_download_once(
     mnist: Any, weights: Any, server: Any, monkeypatch: MonkeyPatch
 ) -> None:

@@ -5,7 +5,6 @@ import os
 import random
 import shlex
 import signal
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
@@ -74,11 +73,6 @@ def test_failed_save_is_an_error_and_the_earlier_checkpoint_survives(
     assert set(read_checkpoint(path)["state_dict"]) == set(ConvNet().state_dict())
 
 
-def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "nowhere.ckpt") == f"got no such file: {tmp_path}/nowhere.ckpt"
-    assert refusal(tmp_path) == f"got a folder: {tmp_path}"
-
-
 @pytest.mark.parametrize("content", [b"", b"\x00" * 99, b"text\n", b"\x80\x05.", b"PK\x03\x04"])
 def test_file_that_is_no_checkpoint_is_refused(content: bytes, path: Path) -> None:
     path.write_bytes(content)
@@ -92,13 +86,6 @@ def test_file_that_is_no_checkpoint_is_refused(content: bytes, path: Path) -> No
 ], ids=repr)  # fmt: skip
 def test_content_of_another_kind_is_refused(content: Any, path: Path) -> None:
     torch.save(content, path)
-    assert refusal(path) == f"got {path}, which is something else"
-
-
-def test_checkpoint_of_another_lightning_project_is_refused(path: Path) -> None:
-    run = trainer(path.parent)
-    run.strategy.connect(LightningModule())
-    run.save_checkpoint(path)
     assert refusal(path) == f"got {path}, which is something else"
 
 
@@ -175,21 +162,6 @@ def test_command_to_go_on_can_be_pasted_where_the_path_has_a_space(
         run.fit(Asked(), MNISTDataModule(source="digits"))
     command = capsys.readouterr().out.split("To go on: ")[1]
     assert Path(shlex.split(command)[-1]).resolve() == last and last.is_file()
-
-
-def test_fit_gives_the_signal_handlers_back_and_needs_none_in_a_thread(tmp_path: Path) -> None:
-    def fit() -> None:
-        settings = {"callbacks": [LastCheckpoint(tmp_path / "last.ckpt")], "enable_checkpointing": True}
-        trainer(tmp_path, **settings).fit(ConvNet(), MNISTDataModule(source="digits"))
-
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    fit()
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-    (tmp_path / "last.ckpt").unlink()
-    thread = threading.Thread(target=fit)
-    thread.start()
-    thread.join()
-    assert (tmp_path / "last.ckpt").is_file()
 
 
 @pytest.mark.parametrize(("poison", "got"), [("conv1", "a training loss of nan at step 1"), ("unused", "weights that")])

@@ -3,11 +3,10 @@
 import io
 import re
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from mnist_lightning.convnet import ConvNet
@@ -15,26 +14,23 @@ from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.runs.console import EpochLines, progress
 
 
-def lines(root: Path, capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
+def lines(quiet: Callable, capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
     """What is printed at the end of each epoch of three batches."""
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(
-        default_root_dir=root, accelerator="cpu", limit_train_batches=3, callbacks=[EpochLines()], **off, **settings
-    )
+    trainer = quiet(limit_train_batches=3, callbacks=[EpochLines()], **settings)
     trainer.fit(ConvNet(), MNISTDataModule(source="digits"))
     return [re.sub(r" \d\.\d{4}(?=  |$)", "", line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_line_of_an_epoch_says_what_was_measured_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = lines(tmp_path, capsys, max_epochs=2, check_val_every_n_epoch=2, num_sanity_val_steps=1)
+def test_line_of_an_epoch_says_what_was_measured_in_it(quiet: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = lines(quiet, capsys, max_epochs=2, check_val_every_n_epoch=2, num_sanity_val_steps=1)
     assert first == "epoch 1/2  train/acc  train/loss"
     assert second == "epoch 2/2  train/acc  train/loss  val/acc  val/loss"
 
 
 def test_line_of_a_fit_without_a_number_of_epochs_names_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quiet: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert lines(tmp_path, capsys, max_steps=3, limit_val_batches=0) == ["epoch 1  train/acc  train/loss"]
+    assert lines(quiet, capsys, max_steps=3, limit_val_batches=0) == ["epoch 1  train/acc  train/loss"]
 
 
 @pytest.mark.parametrize(("wanted", "terminal", "bar"), [

@@ -10,8 +10,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.runs.predictions import PredictionWriter
 
 
@@ -52,20 +50,6 @@ def predict(path: Path, model: LightningModule, data: Any, **settings: Any) -> t
         return writer.written, []
     with writer.path.open(newline="") as file:
         return writer.written, list(csv.DictReader(file))
-
-
-def test_digits_have_the_columns_p0_to_p9(tmp_path: Path) -> None:
-    model, data = ConvNet(), MNISTDataModule(source="digits")
-    written, rows = predict(tmp_path, model, data)
-    assert written and len(rows) == 360
-    assert list(rows[0]) == ["index", "label", "predicted", *(f"p{digit}" for digit in range(10))]
-    with torch.no_grad():
-        probabilities = model(data.test_set.images).softmax(1)
-    assert [int(row["index"]) for row in rows] == list(range(360))
-    assert [int(row["label"]) for row in rows] == data.test_set.labels.tolist()
-    assert [int(row["predicted"]) for row in rows] == probabilities.argmax(1).tolist()
-    found = torch.tensor([[float(row[f"p{digit}"]) for digit in range(10)] for row in rows])
-    torch.testing.assert_close(found, probabilities, atol=1e-5, rtol=0)
 
 
 def test_classes_are_called_by_their_names(tmp_path: Path) -> None:

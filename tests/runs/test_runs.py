@@ -1,8 +1,6 @@
 """Run folders: one for each run, even for runs that start together; the newest is found again."""
 
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ from lightning.pytorch import LightningModule
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checks import Checks
-from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, results_of, run_of, shown_path, unclaim
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, unclaim
 from mnist_lightning.runs.logger import RunLogger, read_metrics
 
 
@@ -31,12 +29,6 @@ def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("bes
 # ---- claim
 
 
-def test_first_run_is_version_0_and_exists(tmp_path: Path) -> None:
-    run = claim(tmp_path / "new", "ConvNet")
-    assert run == tmp_path / "new" / "lightning_logs" / "ConvNet" / "version_0"
-    assert run.is_dir()
-
-
 def test_next_run_follows_the_highest_and_fills_no_gap(tmp_path: Path) -> None:
     for name in ("version_0", "version_3", "version_10", "version_x", "notes"):
         (tmp_path / LOGS / "ConvNet" / name).mkdir(parents=True)
@@ -45,18 +37,6 @@ def test_next_run_follows_the_highest_and_fills_no_gap(tmp_path: Path) -> None:
 
 def test_each_model_counts_for_itself(tmp_path: Path) -> None:
     assert [claim(tmp_path, name).name for name in ("ConvNet", "ResNet18", "ConvNet-digits")] == ["version_0"] * 3
-
-
-def test_runs_that_start_together_get_a_folder_each(tmp_path: Path) -> None:
-    together = threading.Barrier(16)
-
-    def start(_: int) -> Path:
-        together.wait()
-        return claim(tmp_path, "ConvNet")
-
-    with ThreadPoolExecutor(16) as pool:
-        runs = list(pool.map(start, range(16)))
-    assert sorted(run.name for run in runs) == sorted(f"version_{number}" for number in range(16))
 
 
 def test_number_that_another_process_takes_in_between_is_passed_over(
@@ -116,37 +96,11 @@ def test_run_without_that_checkpoint_is_an_error_not_another_run(
 # ---- where results go
 
 
-def test_checkpoint_belongs_to_the_run_around_its_folder_also_by_a_link_or_from_inside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "version_3"
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / "best.ckpt").write_bytes(b"")
-    assert run_of(folder / "best.ckpt") is None  # a folder of somebody else's that happens to be called checkpoints
-    (run / "config.yaml").write_text("")
-    (tmp_path / "link.ckpt").symlink_to(folder / "best.ckpt")
-    monkeypatch.chdir(folder)
-    assert [run_of(Path(path)) for path in ("best.ckpt", folder / "best.ckpt", tmp_path / "link.ckpt")] == [run] * 3
-    assert results_of(Path("best.ckpt")) == run
-
-
-def test_results_of_a_checkpoint_from_elsewhere_go_beside_it() -> None:
-    assert results_of(Path("downloads/mine.ckpt")) == Path("downloads/mine-results")
+def test_folder_of_somebody_elses_that_is_called_checkpoints_is_no_run(tmp_path: Path) -> None:
+    assert run_of(checkpoint(tmp_path, "ConvNet/version_3", age=1) / "best.ckpt") is None
 
 
 # ---- The logger
-
-
-def test_logger_writes_into_the_run_itself(tmp_path: Path) -> None:
-    logger = RunLogger(tmp_path / "ConvNet" / "version_3")
-    logger.log_hyperparams({"batch_size": 64, "scheduler": None, "_class_path": "x", "optimizer": {"lr": 0.01}})
-    logger.log_metrics({"val/acc": 0.5}, step=1)
-    logger.save()
-    logger.finalize("success")
-    events, metrics = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    assert metrics.name == "metrics.csv" and events.name.startswith("events.out.tfevents")
-    assert events.parent == metrics.parent == tmp_path / "ConvNet" / "version_3"
 
 
 def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Commands run in this process: what the tests of commands/ share."""
+"""Commands run in this process, and the data that several test modules fit."""
 
+import csv
 import io
+import os
 import re
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -11,7 +14,9 @@ import pytest
 import torch
 import yaml
 
+from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
+from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
 SHORT = (
@@ -33,15 +38,22 @@ def command(*args: object) -> str:
     return out.getvalue()
 
 
-def enter(folder: Path, cache: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(folder)
-    patch.setattr(sys, "argv", ["mnist_lightning"])  # LightningCLI warns of pytest's own arguments
-    patch.setenv("XDG_CACHE_HOME", str(cache))
+class Few(MNISTDataModule):
+    """80 digits to train on, 20 to validate, 40 to test."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=16, val_size=20)
+
+    def load(self) -> Digits:
+        train, test = load_digits()
+        return Digits(Split(train.images[:100], train.labels[:100]), Split(test.images[:40], test.labels[:40]))
 
 
 def fit(root: Path, *args: object) -> Fit:
     with pytest.MonkeyPatch.context() as patch:
-        enter(root, root.with_name(f"{root.name}-cache"), patch)
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["mnist_lightning"])
+        patch.setenv("XDG_CACHE_HOME", str(root.with_name(f"{root.name}-cache")))
         return Fit(root, command("fit", *args))
 
 
@@ -64,6 +76,17 @@ def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> dict[st
     return yaml.safe_load(capsys.readouterr().out)
 
 
+def process(*args: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m mnist_lightning ARGS` in the current folder; the tests' own classes can be imported there."""
+    tests = Path(__file__).parent
+    usual = {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests, tests / "runs")))}
+    usual |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        [sys.executable, "-m", "mnist_lightning", *args],
+        env={**os.environ, **usual, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
 def accuracy(output: str) -> str:
     return re.search(r"accuracy\s+(\S+) %", output)[1]
 
@@ -75,6 +98,11 @@ def files(folder: Path) -> set[str]:
 def folders() -> set[str]:
     """Of runs, even empty ones."""
     return {str(path) for path in Path().rglob("lightning_logs/**") if path.is_dir()}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def loaded(path: Path) -> dict[str, Any]:
