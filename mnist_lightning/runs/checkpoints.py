@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -202,9 +203,13 @@ def refuse_objects(saved: IO[bytes]) -> None:
 def check_monitor(trainer: Trainer, monitor: str) -> None:
     """Raises UserError if a metric isn't logged."""
     if monitor not in trainer.callback_metrics:
-        logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
-        remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
-        raise UserError("a metric to monitor", f"{monitor}; the model logs {logged}", remedy)
+        raise unknown_metric(monitor, trainer.callback_metrics)
+
+
+def unknown_metric(monitor: str, logged: Iterable[str]) -> UserError:
+    got = f"{monitor}; the model logs {', '.join(sorted(logged)) or 'nothing'}"
+    remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
+    return UserError("a metric to monitor", got, remedy)
 
 
 def agreed(trainer: Trainer, mine: bool) -> bool:

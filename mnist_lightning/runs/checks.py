@@ -16,7 +16,9 @@ from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, check_monitor
+from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, check_monitor, unknown_metric
+
+LOGGED = ("train/loss", "train/acc", "train/loss_step", "val/loss", "val/acc")  # by ConvNet and ResNet18
 
 
 class Checks(Callback):
@@ -48,6 +50,12 @@ class Checks(Callback):
                 if monitor.startswith("val"):
                     got = f"{monitor}, without any validation"
                     raise UserError("a metric that is measured", got, "name one of training.")
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = [c for c in callbacks if not type(c).__module__.startswith(("lightning.", "mnist_lightning."))]
+        if type(pl_module) in (ConvNet, ResNet18) and not others:  # which might log more
+            for monitor in monitored(trainer):
+                if monitor not in (*LOGGED, "epoch", "step") and not monitor.startswith("lr-"):
+                    raise unknown_metric(monitor, LOGGED)
         if stopped_early(trainer):
             trainer.should_stop = True  # Lightning would train one more epoch, and stop again
         steps = steps_of(trainer)
