@@ -18,15 +18,14 @@ NETWORK_TIMEOUT = 10.0  # seconds to connect, and between two packets
 
 
 @contextmanager
-def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def write_whole(path: str | os.PathLike[str], text: bool = False) -> Iterator[IO[Any]]:
     """Opens a file that takes the place of `path` only when the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, reach the disk (fsync), and are renamed: a reader, or a machine
     that loses power, sees the old file or the new one.
 
     Args:
-        mode: wb, or w for text.
-        options: more arguments of `open`.
+        text: whether str is written, as UTF-8 with the line ends that it has, or bytes.
 
     Raises:
         OSError: the folder can't be written or the disk is full; an older file at `path` is then untouched.
@@ -35,7 +34,7 @@ def write_whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        with open(temporary, mode, **options) as file:
+        with open(temporary, "w", newline="", encoding="utf-8") if text else open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -79,6 +79,7 @@ REFUSALS = (
     *(MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError),
     *(ArithmeticError, AssertionError, PicklingError),
 )
+UNFIT = "Error(s) in loading state_dict for "  # how torch begins to say that
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
     "model": (LightningModule, [ConvNet, ResNet18]),
@@ -147,14 +148,19 @@ def explain_exception(error: Exception) -> UserError | None:
         return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")
     if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
         modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
-    if isinstance(error, RuntimeError) and told.startswith("Error(s) in loading state_dict for "):
-        got = " ".join(told.removeprefix("Error(s) in loading state_dict for ").split())[:300]
-        remedy = "build the model with the settings of its run: leave out --model options."
-        return UserError("a checkpoint that fits the model as it is built now", got, remedy)
+    if isinstance(error, RuntimeError) and told.startswith(UNFIT):
+        return unfit(error)
     if isinstance(error, REFUSALS) and modules[-1].startswith(REFUSING):
         reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error) or type(error).__name__
         return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
     return None
+
+
+def unfit(error: RuntimeError, path: str = "") -> UserError:
+    """The three lines for torch's report of weights that don't fit a model."""
+    got = path + " ".join(str(error).removeprefix(UNFIT).split())[:300]
+    remedy = "build the model with the settings of its run: leave out --model options."
+    return UserError("a checkpoint that fits the model as it is built now", got, remedy)
 
 
 def modules_of(error: Exception) -> list[str]:
@@ -213,8 +219,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses with the settings of the checkpoint, where one is named, as the defaults: what is typed wins."""
-        typed = self.typed
-        ahead = look_ahead(typed)
+        ahead = look_ahead(self.typed)
         self.checkpoint: dict[str, Any] | None = None
         saved: dict[str, Any] = {}
         if ahead.ckpt_path:
@@ -230,9 +235,9 @@ class CLI(LightningCLI):
                     got = " and ".join(str(saved[key]["class_path"]) for key in ("model", "data") if key in saved)
                     raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
         try:
-            self.config = parser.parse_args([in_full_names(word) for word in typed])
+            self.config = parser.parse_args([in_full_names(word) for word in self.typed])
         except (ParserError, UnicodeDecodeError) as error:
-            raise explain(in_full(str(error), typed), self._options(typed), class_choices()) from error
+            raise explain(in_full(str(error), self.typed), self._options(), class_choices()) from error
         self.settings = self.config[self.config.subcommand]
         if self.settings.lr_find and (self.config.subcommand != "fit" or self.checkpoint is not None):
             got = "--ckpt_path as well" if self.config.subcommand == "fit" else self.config.subcommand
@@ -244,10 +249,10 @@ class CLI(LightningCLI):
                 got = f"{path}, which holds the weights alone"
                 raise UserError("a checkpoint to go on from", got, "start a new run, without --ckpt_path.")
 
-    def _options(self, typed: list[str]) -> dict[str, str]:
+    def _options(self) -> dict[str, str]:
         """Every option that exists, and the class that it belongs to; those of the classes that are typed as well."""
         options = {option: "" for parser in self.parsers for option in option_names(parser)}
-        named = [cls for cls in map(class_named, typed) if inspect.isclass(cls)]
+        named = [cls for cls in map(class_named, self.typed) if inspect.isclass(cls)]
         for key, (base, classes) in CLASSES.items():
             for cls in [*classes, *(cls for cls in named if issubclass(cls, base))]:
                 options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
@@ -311,7 +316,10 @@ class CLI(LightningCLI):
         later = ("configure_model", "setup", "on_load_checkpoint")  # where layers or names may come from
         if self.checkpoint is not None and not any(is_overridden(hook, self.model) for hook in later):
             # What doesn't fit is refused before anything is written.
-            self.model.load_state_dict(self.checkpoint["state_dict"], strict=self.model.strict_loading)
+            try:
+                self.model.load_state_dict(self.checkpoint["state_dict"], strict=self.model.strict_loading)
+            except RuntimeError as error:
+                raise unfit(error, f"{self.settings.ckpt_path}, ") from error
         if settings["barebones"]:  # Lightning refuses whatever might cost time
             return super().instantiate_trainer(**kwargs)
         self._prepare()

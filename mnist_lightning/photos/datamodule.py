@@ -104,7 +104,7 @@ class Photos(LightningDataModule):
             images.append(image)
             captions.append((name, f"{names[best]}  {100 * p[best]:.0f} %"))
         # Written first: the table may go to a pipe that closes early.
-        with write_whole(path, "w", newline="", encoding="utf-8") as file:
+        with write_whole(path, text=True) as file:
             csv.writer(file).writerows(table)
         if self.save_seen is not None:
             with write_whole(self.save_seen) as file:

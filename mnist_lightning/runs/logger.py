@@ -30,7 +30,7 @@ class RunLogger(TensorBoardLogger):
         version = int(number) if number.isdecimal() else run.name  # of a str the bar would show the last four letters
         super().__init__(save_dir=run.parent, name="", version=version, default_hp_metric=False)
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
-        self.shown: dict[str, Any] | None = None  # hyperparameters
+        self.hyperparameters: dict[str, Any] | None = None  # as shown; None until they are given
         rows = read_metrics(self.path)
         self.ours = rows is not None
         self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
@@ -77,11 +77,11 @@ class RunLogger(TensorBoardLogger):
             # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
             if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
-        if self.shown is not None:  # a fit's final test brings them again
-            if more := sorted(shown.keys() - self.shown):
+        if self.hyperparameters is not None:  # a fit's final test brings them again
+            if more := sorted(shown.keys() - self.hyperparameters):
                 print(f"TensorBoard: hyperparameters can be given once; not shown: {', '.join(more)}", flush=True)
             return
-        self.shown = shown
+        self.hyperparameters = shown
         for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
             self.experiment.file_writer.add_summary(summary)
 
@@ -94,7 +94,7 @@ class RunLogger(TensorBoardLogger):
         if not self.ours:
             return
         names = sorted({name for row in self.rows for name in row} - {"step", "epoch"})
-        with write_whole(self.path, "w", newline="", encoding="utf-8") as file:
+        with write_whole(self.path, text=True) as file:
             table = csv.DictWriter(file, ["step", "epoch", *names])
             table.writeheader()
             table.writerows({**row, "step": int(row["step"])} for row in self.rows)

@@ -60,7 +60,7 @@ class PredictionWriter(BasePredictionWriter):
         if reason:
             print(f"Predictions: no {self.path.name}: {reason}", flush=True)
             return
-        with write_whole(self.path, "w", newline="", encoding="utf-8") as file:
+        with write_whole(self.path, text=True) as file:
             csv.writer(file).writerows(table(indices, batches, trainer.datamodule))  # type: ignore[attr-defined]
         self.written = True
 

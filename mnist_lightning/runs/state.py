@@ -74,7 +74,7 @@ class RunState(Callback):
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
-    with write_whole(path, "w") as file:
+    with write_whole(path, text=True) as file:
         yaml.safe_dump(settings, file, sort_keys=False)
 
 

@@ -183,8 +183,8 @@ BAD = {
     "test --ckpt_path other.ckpt": "got other.ckpt, which is something else",
     "test --ckpt_path whole.ckpt --model ResNet18": "a checkpoint of .*ResNet18 got one of .*ConvNet leave out --model",
     "fit --ckpt_path whole.ckpt": "to go on from got whole.ckpt, which holds the weights alone start a new run",
-    "test --ckpt_path wrong_shape.ckpt": "fits the model .* got ConvNet: size mismatch for fc2",
-    "test --ckpt_path missing_layer.ckpt": "got ConvNet: Missing key.s. in state_dict: .conv1",
+    "test --ckpt_path wrong_shape.ckpt": "fits the model .* got wrong_shape.ckpt, ConvNet: size mismatch for fc2",
+    "test --ckpt_path missing_layer.ckpt": "got missing_layer.ckpt, ConvNet: Missing key.s. in state_dict: .conv1.bias",
     "test --ckpt_path no_state.ckpt": "got no_state.ckpt, which is something else",
     "test --ckpt_path hyper_unknown.ckpt": "got --model.dropout",
     "test --ckpt_path data_range.ckpt": "--data.batch_size to be a number >0 got .*-3",
@@ -196,7 +196,7 @@ BAD = {
     "fit --data.source digits --model ResNet18 --model.weights text.ckpt": "got text.ckpt, which is damaged or some",
     # Folders that can't be used
     "fit --data.source mnist --data.data_dir text.ckpt": "a data folder to read and write: text.ckpt got .*text.ckpt",
-    "fit --data.source digits --trainer.default_root_dir text.ckpt": "write the run's files got .*text.ckpt",
+    "fit --data.source digits --trainer.default_root_dir text.ckpt": "got Not a directory: .*/text.ckpt/lightning_logs",
 }  # fmt: skip
 
 
