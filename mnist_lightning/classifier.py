@@ -99,10 +99,7 @@ class DigitClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         refuse_lost(optimizer=self.optimizer, scheduler=self.scheduler)
         groups, factors = zip(*self.parameter_groups(), strict=True)
-        try:
-            optimizer = self.optimizer(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
-        except (ValueError, TypeError) as error:
-            raise UserError("an optimizer's arguments", str(error), "see that class in torch.optim.") from error
+        optimizer = self.optimizer(groups[0] if len(groups) == 1 else [{"params": group} for group in groups])
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] *= factor
         if isinstance(optimizer, LBFGS):  # it takes no gradients that are laid out as channels_last
@@ -119,10 +116,6 @@ class DigitClassifier(LightningModule):
         for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
-
-    def stages(self) -> dict[str, nn.Module]:
-        """The layers whose feature maps are worth looking at, by name, in order."""
-        return {name: layer for name, layer in self.named_children() if isinstance(layer, nn.Conv2d)}
 
 
 def check_images(images: Tensor, given_by: str = "the caller") -> None:

@@ -1,5 +1,6 @@
 """Files written whole or not at all, downloaded with a check, and read without running anything in them."""
 
+import hashlib
 import os
 import sys
 import warnings
@@ -75,11 +76,14 @@ def load_safely(path: Path, expected: str, remedy: str, map_location: Any = "cpu
 
 
 def download(urls: Sequence[str], path: Path, known_hash: str, remedy: str) -> None:
-    """Tries the addresses in turn. Of several processes one downloads; the others wait, then find the file.
+    """Tries the addresses in turn, unless the file is there. Of several processes one downloads; the others wait.
+
+    Args:
+        known_hash: of the file, as md5:... or sha256:...
+        remedy: the last line of the error.
 
     Raises:
-        UserError: none has the right file.
-        OSError: the folder can't be written, or the disk is full.
+        UserError: none has the right file, or the folder can't be written.
     """
     import pooch
     import requests
@@ -92,15 +96,23 @@ def download(urls: Sequence[str], path: Path, known_hash: str, remedy: str) -> N
         os.chmod(output_file, 0o644)  # pooch makes it 0600: the folder's other users couldn't read it
 
     pooch.get_logger().setLevel("WARNING")  # it would announce the download in its own words
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".download.lock"):
-        failures = [f"{path} (damaged)"] if path.is_file() else []
-        for url in urls:
-            try:
-                pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch)
+    failures = []
+    try:
+        if path.is_file():
+            algorithm, _, wanted = known_hash.partition(":")
+            if hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest() == wanted:
                 return
-            except (requests.RequestException, ValueError) as error:
-                failures.append(f"{url} ({_reason(error)})")
+            failures.append(f"{path} (damaged)")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".download.lock"):
+            for url in urls:
+                try:
+                    pooch.retrieve(url, known_hash, path.name, path.parent, downloader=fetch)
+                    return
+                except (requests.RequestException, ValueError) as error:
+                    failures.append(f"{url} ({_reason(error)})")
+    except OSError as error:  # permissions, a read-only or full disk, a file where a folder should be
+        raise UserError(f"a folder to read and write: {path.parent}", str(error), remedy) from error
     expected = f"an intact {path.name} in {path.parent} ({known_hash}), or a network to download it"
     raise UserError(expected, "; ".join(failures), remedy)
 

@@ -146,16 +146,18 @@ class ResNet18(DigitClassifier):
         if self.has_weights:
             return
         if self.weights == "none":
-            warning = "WARNING: --model.weights none: the backbone's weights are random."
-            rank_zero_only(print)(warning, flush=True)
+            rank_zero_only(print)("WARNING: --model.weights none: the backbone's weights are random.", flush=True)
         else:
             path = imagenet_weights() if self.weights == "imagenet" else Path(self.weights)
             expected = "ResNet18's weights in torchvision's names, or a checkpoint of this project"
             remedy = "give --model.weights another file, imagenet or none."
+            content = load_safely(path, expected, remedy)
             try:
-                self.backbone.load_state_dict(backbone_part(load_safely(path, expected, remedy)))
-            except RuntimeError as error:
-                raise UserError(expected, f"{path}: {str(error).splitlines()[1].strip()[:200]}", remedy) from error
+                state = content.get("state_dict", content)  # a checkpoint holds one, torchvision's file is one
+                ours = {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
+                self.backbone.load_state_dict(ours or {name: state[name] for name in state if name[:3] != "fc."})
+            except (AttributeError, TypeError, RuntimeError) as error:
+                raise UserError(expected, f"{path}: {' '.join(str(error).split())[:200]}", remedy) from error
         self.has_weights = True
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -167,17 +169,3 @@ class ResNet18(DigitClassifier):
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
         head = [(list(self.head.parameters()), 1.0)]
         return head + ([(trained, self.backbone_lr_factor)] if trained else [])
-
-    def stages(self) -> dict[str, nn.Module]:
-        stem = {"stem": self.backbone.maxpool}  # its last module
-        return stem | {name: self.backbone.get_submodule(name) for name in ("layer1", "layer2", "layer3", "layer4")}
-
-
-def backbone_part(content: Any) -> dict[str, Any]:
-    """What a file of weights says of the backbone: torchvision's state dict without its last layer, or the backbone of
-    a checkpoint of this project; {} of anything else."""
-    if not isinstance(content, dict):
-        return {}
-    if isinstance(state := content.get("state_dict"), dict):
-        return {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
-    return {name: value for name, value in content.items() if not name.startswith("fc.")}

@@ -49,14 +49,10 @@ def load_mnist(data_dir: str, mirrors: Sequence[str] | None = None) -> Digits:
     one of the mirrors, base addresses, by default torchvision's.
 
     Raises:
-        UserError: the folder can't be used, or no mirror has the right files.
+        UserError: no mirror has the right files, or the folder can't be written.
     """
     raw_dir = Path(data_dir).expanduser() / "MNIST" / "raw"  # where torchvision keeps them, too
-    try:
-        arrays = [_load_idx(raw_dir, name, mirrors) for name in FILES]
-    except OSError as error:  # permissions, a read-only or full disk, a file where a folder should be
-        remedy = "choose another with --data.data_dir DIR, or correct its permissions."
-        raise UserError(f"a data folder to read and write: {data_dir}", str(error), remedy) from error
+    arrays = [_load_idx(raw_dir, name, mirrors) for name in FILES]
     return Digits(Split(*arrays[:2]), Split(*arrays[2:]))
 
 
@@ -81,25 +77,21 @@ def imagenet_weights() -> Path:
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
     remedy = f"put the file from {IMAGENET_URL} there; or give --model.weights PATH, or --model.weights none."
-    try:
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != IMAGENET_SHA256:
-            download([IMAGENET_URL], path, f"sha256:{IMAGENET_SHA256}", remedy)
-    except OSError as error:
-        raise UserError(f"a folder to read and write: {path.parent}", str(error), remedy) from error
+    download([IMAGENET_URL], path, f"sha256:{IMAGENET_SHA256}", remedy)
     return path
 
 
 def _load_idx(raw_dir: Path, name: str, mirrors: Sequence[str] | None) -> Tensor:
     packed = raw_dir / f"{name}.gz"
     for path in (raw_dir / name, packed):
-        if path.is_file():
-            try:
+        try:
+            if path.is_file():
                 return _read_idx(path)
-            except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
-                print(f"{path}: damaged (its MD5 isn't MNIST's); looking elsewhere.", file=sys.stderr)
+        except (EOFError, zlib.error, OSError, ValueError) as error:
+            print(f"{path}: damaged, or can't be read ({error}); looking elsewhere.", file=sys.stderr)
     urls = [f"{mirror.rstrip('/')}/{packed.name}" for mirror in mirrors or MIRRORS]
     names = ", ".join(f"{name}.gz" for name in FILES)
-    remedy = f"put {names} there; or give --data.mirrors '[URL]'; or --data.source digits."
+    remedy = f"put {names} there; or give --data.data_dir DIR, --data.mirrors '[URL]', or --data.source digits."
     download(urls, packed, f"md5:{FILES[name][0]}", remedy)
     return _read_idx(packed)
 
@@ -110,7 +102,7 @@ def _read_idx(path: Path) -> Tensor:
         content = bytearray(stream.read())
     name = path.name.removesuffix(".gz")
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != FILES[name][1]:
-        raise ValueError(f"{path} isn't MNIST's")
+        raise ValueError("its MD5 isn't MNIST's")
     if "labels" in name:
         return torch.frombuffer(content, dtype=torch.uint8, offset=8).long()
     return torch.frombuffer(content, dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)

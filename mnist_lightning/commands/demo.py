@@ -11,7 +11,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.export import MNIST_INPUT, in_one_line, require
 from mnist_lightning.errors import UserError
 from mnist_lightning.photos.ink import NoInk, ink
-from mnist_lightning.pictures.figures import feature_maps, grid
+from mnist_lightning.pictures.figures import feature_maps, grid, stages
 from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
 from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
@@ -101,7 +101,7 @@ def build(model: DigitClassifier, names: list[str]) -> Any:
                 seen = gradio.Image(**picture)
         with gradio.Row():
             maps = []
-            for name in model.stages():
+            for name in stages(model):
                 with gradio.Column():
                     gradio.Markdown(f"**Feature maps: {name}**")
                     maps.append(gradio.Image(**picture))
@@ -115,13 +115,14 @@ def show(model: DigitClassifier, names: list[str], drawn: dict[str, Any]) -> lis
     try:
         found = ink(drawn["composite"])
     except NoInk:
-        return [bars(None, names), None, *[None] * len(model.stages())]
+        return [bars(None, names), None, *[None] * len(stages(model))]
     images = torch.from_numpy(found.image)[None, None]
     with torch.inference_mode():
         probabilities = model(images).softmax(1)[0].tolist()
     large = Image.fromarray(found.image).resize((224, 224), Image.Resampling.NEAREST)
-    maps = [grid(values[:, None]).permute(1, 2, 0).numpy() for values in feature_maps(model, images).values()]
-    return [bars(probabilities, names), large, *maps]
+    maps = feature_maps(model, images)  # without those that the model didn't use
+    pictures = [grid(maps[name][:, None]).permute(1, 2, 0).numpy() if name in maps else None for name in stages(model)]
+    return [bars(probabilities, names), large, *pictures]
 
 
 def bars(probabilities: list[float] | None, names: list[str]) -> str:

@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import Features, MNISTDataModule
 from mnist_lightning.pictures import figures
 from mnist_lightning.pictures.figures import Answers, evaluated, feature_maps, grid, merged, thumbnails
@@ -79,8 +78,6 @@ class Pictures(Callback):
         if writer is None or image is None or sharded:
             return
         with self._attempt("feature maps"):
-            if not isinstance(pl_module, DigitClassifier):
-                raise ValueError(f"{type(pl_module).__name__} isn't a DigitClassifier")
             for i, (name, maps) in enumerate(feature_maps(pl_module, image).items()):
                 writer.add_image(f"pictures/feature maps/{i} {name}", grid(maps[:, None]), trainer.global_step)
         with self._attempt("graph"), silenced(), evaluated(pl_module):

@@ -3,6 +3,7 @@
 B = batch size, C = classes, K = channels of an image, 1 or 3.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.files import write_whole
+from mnist_lightning.resnet import ResNet18
 
 MISTAKES = 25
 SIDE = 64  # pixels, at most, of an image that is kept
 WIDTH = 480  # pixels, at least, of a grid of small images
+STAGES = 5  # layers, at most, whose feature maps are shown
 LABELLED = 15  # classes, at most, that are labelled one by one
 
 
@@ -79,14 +81,24 @@ def grid(images: Tensor) -> Tensor:
     return rows.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
-def feature_maps(model: DigitClassifier, image: Tensor) -> dict[str, Tensor]:
+def stages(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose feature maps are worth looking at, by name, in order: ResNet18's blocks; else convolutions."""
+    if isinstance(model, ResNet18):
+        net = model.backbone
+        blocks = {f"layer{number}": net.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)}
+        return {"stem": net.maxpool, **blocks}
+    convolutions = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    return dict(itertools.islice(convolutions.items(), STAGES))
+
+
+def feature_maps(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """What each of the model's `stages` makes of an image (1, K, H, W), its first 32 channels: (32, H, W) by name."""
     maps: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda module, inputs, output: maps.update({name: output[0, :32].detach().float().cpu()})
 
-    hooks = [stage.register_forward_hook(keep(name)) for name, stage in model.stages().items()]
+    hooks = [stage.register_forward_hook(keep(name)) for name, stage in stages(model).items()]
     try:
         with evaluated(model):
             model(image)

@@ -141,7 +141,7 @@ BAD = {
     f"fit --data.mirrors {NOBODY}": f"--data.mirrors to be .*list.* got {NOBODY}",
     "fit --model ResNet18 --model.image_size 8": "--model.image_size to be a number >=28 and <=512 got 8",
     "fit --model.optimizer AdamW --model.optimizer.lr fast": "--model.optimizer.lr to be a number got fast",
-    "fit --data.source digits --model.optimizer.lr -1": "an optimizer's arguments got Invalid learning rate: -1",
+    "fit --data.source digits --model.optimizer.lr -1": "settings that fit together got Invalid learning rate: -1",
     "fit --model.scheduler StepLR": "step_size beside --model.scheduler got nothing add --model.scheduler.step_size",
     "fit --trainer.callbacks LearningRateMonitor --trainer.callbacks.logging_interval hour":
         "--trainer.callbacks.logging_interval to be one of step, epoch got hour",
@@ -195,7 +195,7 @@ BAD = {
         "ResNet18's weights .* or a checkpoint .* got no such file: nowhere.pth give --model.weights another file, im",
     "fit --data.source digits --model ResNet18 --model.weights text.ckpt": "got text.ckpt, which is damaged or some",
     # Folders that can't be used
-    "fit --data.source mnist --data.data_dir text.ckpt": "a data folder to read and write: text.ckpt got .*text.ckpt",
+    "fit --data.source mnist --data.data_dir text.ckpt": "a folder to read and write: text.ckpt/MNIST/raw got ",
     "fit --data.source digits --trainer.default_root_dir text.ckpt": "got Not a directory: .*/text.ckpt/lightning_logs",
 }  # fmt: skip
 
@@ -214,7 +214,7 @@ FULL = OSError(28, "No space left on device")
 
 @pytest.mark.parametrize(("place", "error", "command", "message"), [
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source mnist --data.data_dir locked",
-     "a data folder to read and write: locked got .*Permission denied: 'locked/x' choose another with --data.data_dir"),
+     "a folder to read and write: locked/MNIST/raw got .*Permission denied: 'locked/x' put .* or give --data.data_dir"),
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source digits", "the run's files got Permission denied: locked/x"),
     ("os.fsync", FULL, "fit --data.source digits", "to read and write the run's files got No space left on device"),
     ("torch.load", LOCKED, "test --ckpt_path whole.ckpt", "without read permission: whole.ckpt give --ckpt_path"),

@@ -84,10 +84,9 @@ def test_letters_are_drawn_by_name_into_the_tensorboard_logger_of_a_list(
     pictures, data, model = Pictures(), Letters(), Plain()
     runner = trainer(tmp_path, pictures)
     runner.fit(model, data)
-    assert capsys.readouterr().out == "Pictures: no feature maps: Plain isn't a DigitClassifier\n"
     runner.test(model, data, verbose=False)
     wanted = {f"{part}/{name}" for part in ("val", "test") for name in ANSWERS}
-    assert tags(tmp_path) == wanted | {"first batch", "conv1"}
+    assert tags(tmp_path) == wanted | {"first batch", "conv1", "feature maps/0 layers.0"}
     assert pictures.answers["test"].names == LETTERS
     with torch.no_grad():
         right = int((model(data.data.tensors[0]).argmax(1) == data.data.tensors[1]).sum())
@@ -146,14 +145,17 @@ def test_step_that_answers_something_else_is_no_failure(
 
 def test_exception_while_drawing_ends_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Broken(ConvNet):
-        def stages(self) -> dict[str, nn.Module]:
-            raise RuntimeError("my stages\nare broken")
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) == 1:
+                raise RuntimeError("my network\nis broken")
+            return super().forward(images)
 
     pictures, data, model = Pictures(), MNISTDataModule(source="digits"), Broken()
     runner = trainer(tmp_path, pictures, limit_train_batches=2)
     runner.fit(model, data)
     assert runner.global_step == 2
-    assert capsys.readouterr().out.splitlines() == ["Pictures: no feature maps: my stages"]
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["Pictures: no feature maps: my network", "Pictures: no graph: my network"]
     assert {"first batch", "conv1", "val/mistakes"} < tags(tmp_path)
     (tmp_path / "file").touch()
     assert not pictures.report(tmp_path / "file" / "report.png", [])
@@ -191,7 +193,7 @@ def test_model_is_left_without_hooks_after_a_test(tmp_path: Path) -> None:
 def test_sanity_check_before_a_fit_is_not_drawn(tmp_path: Path) -> None:
     pictures = Pictures()
     trainer(tmp_path, pictures, num_sanity_val_steps=2, check_val_every_n_epoch=2).fit(Plain(), Letters())
-    assert not pictures.answers and tags(tmp_path) == {"first batch", "conv1"}
+    assert not pictures.answers and tags(tmp_path) == {"first batch", "conv1", "feature maps/0 layers.0"}
 
 
 def test_last_validation_of_a_fit_is_what_is_drawn(tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_file_in_the_place_of_a_folder_is_explained(blocked: str, tmp_path: Path
     data_dir = tmp_path / "data"
     (tmp_path / blocked).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / blocked).write_text("not a folder")
-    with pytest.raises(UserError, match=rf"^expected .*: {data_dir}\ngot .*{data_dir}.*\n.*--data.data_dir"):
+    with pytest.raises(UserError, match=rf"^expected .*: {data_dir}/MNIST/raw\ngot .*{data_dir}.*\n.*--data.data_dir"):
         load_mnist(str(data_dir), [mirror])
     assert server.requests == []
 
@@ -396,6 +396,7 @@ def test_file_without_read_permission_is_explained(mnist: Any, monkeypatch: Monk
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(gzip, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(UserError, match=rf"Permission denied: .*{IMAGES}\.gz'\n"):
         load_mnist(mnist.dir)
 
