@@ -7,6 +7,7 @@ learns them. `mnist_lightning.sources.FILES` is made to expect just these.
 import functools
 import gzip
 import hashlib
+import os
 import socket
 import sys
 import threading
@@ -42,10 +43,17 @@ def digits_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The features that a test keeps are its own; LightningCLI warns of pytest's own arguments."""
+def surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The features that a test keeps are its own; LightningCLI warns of pytest's own arguments. A Trainer with
+    --strategy ddp leaves torch's process group, and variables that would tell the next one of other processes."""
+    before = dict(os.environ)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 @pytest.fixture
