@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mnist_lightning.errors import UserError
 from mnist_lightning.files import download
 
 DIGITS_TEST = 360  # the last fifth of the 1,797: mostly other writers than the first four fifths

@@ -7,8 +7,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from pickle import PicklingError
-from traceback import walk_tb
 from typing import Any, Literal
 
 import torch
@@ -30,7 +28,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim.lr_scheduler import OneCycleLR
@@ -44,7 +42,8 @@ from mnist_lightning.commands.arguments import (
     settings_of,
 )
 from mnist_lightning.commands.demo import demo
-from mnist_lightning.commands.explain import LOOK_UP, cause, explain
+from mnist_lightning.commands.exceptions import explain_exception, unfit
+from mnist_lightning.commands.explain import explain
 from mnist_lightning.commands.export import MNIST_INPUT, export
 from mnist_lightning.commands.parser import LimitedTrainer, Parser, ParserError, class_of, in_full_names
 from mnist_lightning.convnet import ConvNet
@@ -59,7 +58,7 @@ from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, Who
 from mnist_lightning.runs.checks import Checks, stopped_early
 from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.console import ParameterCount, hush, progress
-from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, results_of, run_of, shown_path, unclaim
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, results_of, run_of, unclaim
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
@@ -69,17 +68,6 @@ DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
     "data": {"class_path": f"{MNISTDataModule.__module__}.MNISTDataModule"},
 }
-OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
-OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
-REFUSING = (
-    *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
-    "multiprocessing.",  # what it can't send to a process
-)
-REFUSALS = (
-    *(MisconfigurationException, ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError),
-    *(ArithmeticError, AssertionError, PicklingError),
-)
-UNFIT = "Error(s) in loading state_dict for "  # how torch begins to say that
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # the commands that need no Trainer
 CLASSES: dict[str, tuple[type, list[type]]] = {
     "model": (LightningModule, [ConvNet, ResNet18]),
@@ -124,48 +112,6 @@ def call(name: str, *typed: str) -> None:
         look_up = f"{parser.prog} --help lists the options."
         raise explain(in_full(str(error), list(typed)), options, {}, look_up) from error
     FUNCTIONS[name](**settings.as_dict())
-
-
-def explain_exception(error: Exception) -> UserError | None:
-    """The three lines for what Lightning, an optimizer of torch, or the system refuses; None for all else.
-
-    An exception that went through code of the user's own keeps its traceback.
-    """
-    told = str(error)
-    while isinstance(error.__cause__, Exception) and modules_of(error)[-1].startswith("jsonargparse"):
-        error = error.__cause__  # what a class said when it was built, without jsonargparse's words around it
-    modules = modules_of(error)
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, TypeError) and "positional argument" in told and "__init__()" not in told:
-        return None  # a function of the user's own that doesn't take what Lightning passes
-    if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
-        return None
-    if isinstance(error, OSError):
-        got = f"{error.strerror or error}" + (f": {shown_path(Path(error.filename))}" if error.filename else "")
-        return UserError("to read and write the run's files", got, "choose another place, or mend it.")
-    if told.startswith("Expected more than 1 value per channel"):  # BatchNorm
-        return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")
-    if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
-        modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
-    if isinstance(error, RuntimeError) and told.startswith(UNFIT):
-        return unfit(error)
-    if isinstance(error, REFUSALS) and modules[-1].startswith(REFUSING):
-        reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error) or type(error).__name__
-        return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
-    return None
-
-
-def unfit(error: RuntimeError, path: str = "") -> UserError:
-    """The three lines for torch's report of weights that don't fit a model."""
-    got = path + " ".join(str(error).removeprefix(UNFIT).split())[:300]
-    remedy = "build the model with the settings of its run: leave out --model options."
-    return UserError("a checkpoint that fits the model as it is built now", got, remedy)
-
-
-def modules_of(error: Exception) -> list[str]:
-    """The modules that an exception went through, from the outermost call to the one that raised it."""
-    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
 
 
 class CLI(LightningCLI):
