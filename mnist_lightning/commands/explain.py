@@ -69,11 +69,11 @@ def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str =
 
 
 def kind(message: str) -> str:
-    if match := re.search(r"conform to restriction (.*)", message):
-        return "a number " + match[1].replace("v", "")
     if choices := dict.fromkeys(re.findall(r"Expected a typing.Literal\[(.*?)\]", message)):
         return "one of " + ", ".join(choices).replace("'", "")
-    if "invalid literal for int" in message:
-        return KINDS["int"]
-    kinds = dict.fromkeys(re.findall(r"Expected a <class '(\w+)'>", message))
-    return " or ".join(KINDS.get(kind, kind) for kind in kinds if kind != "NoneType") or "valid"
+    pattern = r"Expected a <class '(?!NoneType)(\w+)'>|(?:literal for|string to) (int|float)|conform to restriction (.*)"
+    found = []
+    for expected, literal, bounds in re.findall(pattern, message):
+        kind = expected or literal
+        found.append(f"a number {bounds.replace('v', '')}" if bounds else KINDS.get(kind, kind))
+    return " or ".join(dict.fromkeys(found)) or "valid"
