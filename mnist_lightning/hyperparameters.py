@@ -101,7 +101,8 @@ def schedule_arguments(scheduler: Any, factors: tuple[float, ...], model: Lightn
         # A resumed schedule brings its length along. To ask for it then would make Lightning forget the place in the
         # epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550
         steps = sys.maxsize if model.trainer.ckpt_path else model.trainer.estimated_stepping_batches
-        if steps == math.inf:
-            raise UserError("a fit of known length for this schedule", "none", "give --trainer.max_epochs.")
+        if steps in (math.inf, -1):  # -1: of a stream, whose length nobody knows
+            remedy = "give --trainer.max_epochs, or --trainer.max_steps where the data is a stream."
+            raise UserError("a fit of known length for this schedule", "none", remedy)
         filled["total_steps"] = int(steps)
     return filled

@@ -99,7 +99,7 @@ def steps_of(trainer: Trainer) -> float:
     """The optimizer steps of the whole fit. (Trainer.estimated_stepping_batches would make a resumed fit forget its
     place in the epoch: https://github.com/Lightning-AI/pytorch-lightning/issues/20550)"""
     most = trainer.max_steps if trainer.max_steps >= 0 else math.inf
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
+    if trainer.max_epochs is None or trainer.max_epochs < 0 or math.isinf(trainer.num_training_batches):
         return most
     return min(most, trainer.max_epochs * math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
 

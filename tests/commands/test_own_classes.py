@@ -65,6 +65,11 @@ class Stream(Folder):
         return DataLoader(Endless(), 16)
 
 
+class Streams(Stream):
+    def train_dataloader(self) -> Any:
+        return self.test_dataloader()
+
+
 class Named(Stream):
     def test_dataloader(self) -> Any:
         return {"digits": self.loader()}
@@ -246,6 +251,7 @@ def last() -> dict[str, Any]:
     f"--data {own(Fewer)} --model {own(Deep)}",
     *(f"--data {own(Few)} --model {own(model)}" for model in (Late, Lazy, Counting, Partly, WithExtra)),
     f"--data {own(Fewer)} --model ResNet18 --model.weights none --model.image_size 28",
+    f"--data {own(Streams)}",
 ])  # fmt: skip
 def test_trained_model_is_tested_and_resumed(typed: str, folder: Path) -> None:
     fitted = command("fit", *typed.split(), *QUIET)
@@ -306,6 +312,13 @@ def test_metrics_under_ones_own_names_are_shown_and_photos_need_probabilities(fo
 @pytest.mark.parametrize("data, said", [(Stream, "on the test images"), (Named, "on a part of the test images")])
 def test_other_test_loaders_are_told_apart(data: type, said: str, folder: Path) -> None:
     assert said in command("fit", "--data", own(data), *QUIET, "--trainer.limit_test_batches", 1)
+
+
+def test_schedule_of_a_stream_needs_a_number_of_steps(folder: Path) -> None:
+    typed = ("--data", own(Streams), *QUIET, "--model.scheduler", "OneCycleLR", "--model.scheduler.max_lr", 0.1)
+    assert "where the data is a stream" in refused("fit", *typed)
+    command("fit", *typed, "--trainer.max_steps", 4)
+    assert last()["global_step"] == 3  # an epoch ends first
 
 
 def test_run_that_failed_after_an_epoch_keeps_what_it_measured(folder: Path) -> None:
