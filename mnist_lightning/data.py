@@ -58,7 +58,7 @@ class MNISTDataModule(LightningDataModule):
             12 degrees, 2.5 pixels, an eighth, 0.15; other numbers scale these. On the device, in training only.
 
     Raises:
-        UserError: val_size leaves nothing to train on, train_size is more than that, or the data can't be had.
+        UserError: an argument is out of range, val_size leaves nothing to train on, or the data can't be had.
     """
 
     def __init__(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -27,8 +28,12 @@ def make_hyperparameters_plain(module: LightningModule | LightningDataModule) ->
 
     From the command line they are plain data; from Python they may be functions and paths, which a checkpoint that
     loads with weights_only=True can't hold.
+
+    Raises:
+        UserError: one of them isn't a value that its annotation allows.
     """
     plain = plain_hyperparameters(type(module), module.hparams)
+    refuse_out_of_range(type(module), plain)
     module.hparams.clear()
     module.save_hyperparameters(plain)
 
@@ -51,6 +56,38 @@ def plain_hyperparameters(cls: type, given: Mapping[str, Any]) -> dict[str, Any]
         elif not any(value is default for default in defaults):
             plain[name] = FROM_PYTHON
     return plain
+
+
+def refuse_out_of_range(cls: type, values: Mapping[str, Any]) -> None:
+    """Raises UserError if a number or a word isn't among those that this package's annotations of a class's `__init__`
+    allow. The command line has checked them; from Python nobody has."""
+    known: set[str] = set()  # arguments of the classes so far: a subclass may give a name another meaning
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        names = inspect.signature(base).parameters.keys() - known
+        known |= names
+        hints = get_type_hints(vars(base)["__init__"]) if base.__module__.startswith(f"{__package__}.") else {}
+        for name in names & hints.keys() & values.keys():
+            hint, value = hints[name], values[name]
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            reasons = [reason for kind in kinds if (reason := reason_against(kind, value))]
+            if len(reasons) == len(kinds):
+                remedy = f"give {cls.__name__} another {name}."
+                raise UserError(f"a valid {name}", f"{value!r}: {'; '.join(reasons)}", remedy)
+
+
+def reason_against(kind: Any, value: Any) -> str:
+    """Why a value can't be of a kind of number, a Literal, or None; "" if it can, or if the kind is another one."""
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        return "" if value in choices else f"not one of {', '.join(map(str, choices))}"
+    if kind is NoneType:
+        return "" if value is None else "not None"
+    if isinstance(kind, type) and issubclass(kind, (int, float)):
+        try:
+            kind(value)
+        except (ValueError, TypeError) as error:
+            return str(error)
+    return ""
 
 
 def refuse_lost(**hyperparameters: Any) -> None:

@@ -444,7 +444,8 @@ class CLI(LightningCLI):
                 if self.pictures is not None:
                     self.pictures.report(self.folder / "report.png", boards[0].rows)
             print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
-        if best is not None and isinstance(self.datamodule, MNISTDataModule) and isinstance(self.model, DigitClassifier):
+        photos = isinstance(self.datamodule, MNISTDataModule) and isinstance(self.model, DigitClassifier)
+        if best is not None and photos:
             kept = f"--ckpt_path {quoted(best)} --data Photos --data.path PHOTO_OR_FOLDER"
             print(f"Your digits    python -m mnist_lightning predict {kept}")
         if isinstance(self.datamodule, MNISTDataModule) and self.datamodule.fell_back:

@@ -71,8 +71,8 @@ def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str =
 def kind(message: str) -> str:
     if choices := dict.fromkeys(re.findall(r"Expected a typing.Literal\[(.*?)\]", message)):
         return "one of " + ", ".join(choices).replace("'", "")
-    pattern = r"Expected a <class '(?!NoneType)(\w+)'>|(?:literal for|string to) (int|float)|conform to restriction (.*)"
     found = []
+    pattern = r"Expected a <class '(?!NoneT)(\w+)'>|(?:literal for|string to) (int|float)|conform to restriction (.*)"
     for expected, literal, bounds in re.findall(pattern, message):
         kind = expected or literal
         found.append(f"a number {bounds.replace('v', '')}" if bounds else KINDS.get(kind, kind))

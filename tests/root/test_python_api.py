@@ -1,5 +1,6 @@
 """The package from Python, without the command line: with a plain lightning.Trainer, as the README shows it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,23 @@ def test_load_model_explains_what_it_cannot_load(content: Any, got: str) -> None
     torch.save(content, "some.ckpt")
     with pytest.raises(UserError, match=got):
         load_model("some.ckpt")
+
+
+@pytest.mark.parametrize(("cls", "name", "value", "reason"), [
+    (MNISTDataModule, "source", "fashion", "'fashion': not one of auto, mnist, digits"),
+    (MNISTDataModule, "val_size", 1.5, "1.5: 1.5 not an integer; 1.5 does not conform to restriction v>0 and v<1"),
+    (MNISTDataModule, "batch_size", 0, "0: 0 does not conform to restriction v>0; not None"),
+    (ResNet18, "trainable_layers", 9, "9: 9 does not conform to restriction v>=0 and v<=5"),
+    (ConvNet, "num_classes", "ten", "'ten': invalid literal for int"),
+])  # fmt: skip
+def test_value_out_of_range_is_refused_from_python_too(cls: type, name: str, value: object, reason: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"expected a valid {name}\ngot {reason}")):
+        cls(**{name: value})
+
+
+def test_argument_of_ones_own_may_share_a_name_with_another_meaning() -> None:
+    class Own(MNISTDataModule):
+        def __init__(self, source: str = "kaggle", batch_size: int = None) -> None:  # type: ignore[assignment]
+            super().__init__(source="digits")
+
+    assert Own().hparams["source"] == "kaggle"
