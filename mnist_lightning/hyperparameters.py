@@ -69,13 +69,13 @@ def refuse_out_of_range(cls: type, values: Mapping[str, Any]) -> None:
         for name in names & hints.keys() & values.keys():
             hint, value = hints[name], values[name]
             kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-            reasons = [reason for kind in kinds if (reason := reason_against(kind, value))]
+            reasons = [reason for kind in kinds if (reason := why_not(kind, value))]
             if len(reasons) == len(kinds):
                 remedy = f"give {cls.__name__} another {name}."
                 raise UserError(f"a valid {name}", f"{value!r}: {'; '.join(reasons)}", remedy)
 
 
-def reason_against(kind: Any, value: Any) -> str:
+def why_not(kind: Any, value: Any) -> str:
     """Why a value can't be of a kind of number, a Literal, or None; "" if it can, or if the kind is another one."""
     if get_origin(kind) is Literal:
         choices = get_args(kind)

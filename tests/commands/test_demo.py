@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
 from mnist_lightning import ConvNet, load_model
 from mnist_lightning.commands.cli import run
@@ -68,6 +69,13 @@ def test_drawing_gives_probabilities_picture_and_feature_maps(digit: str, checkp
     assert sum(percents) == pytest.approx(100, abs=0.5)
     assert seen.size == (224, 224)
     assert conv1.shape[2] == conv2.shape[2] == 3 and conv1.std() > 0
+
+
+def test_layer_that_the_model_does_not_use_has_no_feature_maps() -> None:
+    model = ConvNet().eval()
+    model.spare = nn.Conv2d(1, 1, 1)
+    *_, conv2, spare = show(model, DIGITS, {"composite": drawing(STROKES["7"])})
+    assert conv2.shape[2] == 3 and spare is None
 
 
 def test_empty_canvas_shows_no_answer(checkpoint: Path) -> None:

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from mnist_lightning.convnet import MEAN, STD, ConvNet
 from mnist_lightning.pictures import figures
-from mnist_lightning.pictures.figures import Answers, answers_of, evaluated, feature_maps, grid, merged, thumbnails
+from mnist_lightning.pictures.figures import (
+    Answers,
+    answers_of,
+    evaluated,
+    feature_maps,
+    grid,
+    merged,
+    stages,
+    thumbnails,
+)
+from mnist_lightning.resnet import ResNet18
 
 ROWS = [{"step": 49.0, "train/loss": 1.0}, {"step": 50.0, "val/loss": 0.5, "val/f1": 0.4, "lr-SGD/pg1": 0.1}]
 
@@ -153,3 +163,9 @@ def test_model_is_evaluated_and_goes_on_as_it_was() -> None:
         assert torch.equal(model(images), model(images))  # no dropout
     assert [module.training for module in model.modules()] == modes == [True, True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_stages_are_the_first_five_convolutions_or_resnet18s_blocks() -> None:
+    nested = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(6))), nn.Flatten())
+    assert list(stages(nested)) == ["0", "1.0", "1.1", "1.2", "1.3"]
+    assert list(stages(ResNet18(weights="none"))) == ["stem", "layer1", "layer2", "layer3", "layer4"]
