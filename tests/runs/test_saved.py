@@ -1,13 +1,11 @@
-"""A checkpoint's keys: what is read is this project's, of any version since 0.2, and needs no GPU."""
+"""A checkpoint's keys: what is read is this project's, and needs no GPU."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from running import RUN, command, last
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
@@ -63,12 +61,3 @@ def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest
             torch.load(path)
     assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000.0))
     assert WholeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"].device.type == "cpu"
-
-
-def test_run_of_version_0_2_is_tested_and_resumed(folder: Path) -> None:
-    """version_0_2/ is one, but that all values of a weight are the same and SGD's momentum is left out: small files."""
-    shutil.copytree(Path(__file__).with_name("version_0_2"), RUN)
-    assert "Test accuracy" in command("test", "--ckpt_path", "best", "--pictures", "false")
-    assert f"{RUN}/predictions.csv" in command("predict", "--ckpt_path", "best")
-    command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 2)
-    assert last()["global_step"] == 4
