@@ -16,8 +16,8 @@ from lightning.pytorch.cli import LightningCLI
 from setuptools import find_packages
 
 import mnist_lightning
-from mnist_lightning.commands.cli import option_names
-from mnist_lightning.commands.parser import Parser
+from mnist_lightning.commands.parser import Parser, option_names
+
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 
@@ -30,7 +30,7 @@ DOOR = {"mnist_lightning", "mnist_lightning.__main__"}
 # By file, what other packages call private. `_actions` is argparse's.
 PRIVATE = {
     ("commands/parser.py", "_typehints"),  # of jsonargparse
-    ("commands/cli.py", "_actions"),
+    ("commands/parser.py", "_actions"),
     ("commands/cli.py", "_parse_ckpt_path"),  # of LightningCLI, overridden
 }
 DOCUMENTED = {"_replace", "_exit"}  # of named tuples, of os: public in spite of the underscore
