@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
+from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
@@ -130,6 +131,11 @@ def events(run_folder: Path) -> EventAccumulator:
 
 def points(run_folder: Path, tag: str) -> list[float]:
     return [point.value for point in events(run_folder).Scalars(tag)]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """As the package reads it."""
+    return Saved(path).content
 
 
 def last(run_folder: Path = RUN) -> dict[str, Any]:

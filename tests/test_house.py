@@ -17,7 +17,6 @@ from setuptools import find_packages
 
 import mnist_lightning
 from mnist_lightning.commands.parser import Parser, option_names
-
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 

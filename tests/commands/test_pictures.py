@@ -74,6 +74,6 @@ def test_test_of_a_checkpoint_draws_into_its_run(finished: tuple[Path, str]) -> 
     before = set(folder.glob("events*"))
     cli = CLI(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
     assert set(folder.glob("events*")) > before
-    answers = cli.pictures.answers["test"]
+    answers = cli.command.pictures.answers["test"]
     accuracy = float(answers.counts.diagonal().sum() / answers.counts.sum())
     assert accuracy == pytest.approx(float(cli.trainer.callback_metrics["test/acc"]))

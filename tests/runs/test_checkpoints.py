@@ -13,10 +13,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from running import read_checkpoint
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 
 
 @pytest.fixture
