@@ -63,8 +63,8 @@ def typed(command: Command) -> Iterator[Reason]:
         yield f"a checkpoint to {command.name}", "none", "add --ckpt_path FILE, or best or last for the newest run."
     if not command.trains:
         if trainer.barebones:
-            what = "metrics" if command.measures else "callbacks"
-            yield f"{what} to {command.name} with", "--trainer.barebones true, which has none", "leave it out."
+            what, does = ("metrics", "logs") if command.measures else ("files", "writes")
+            yield f"{what} to {command.name} with", f"--trainer.barebones true, which {does} none", "leave it out."
         return
 
     for callback in as_list(trainer.callbacks) if saved is not None else []:
@@ -94,7 +94,9 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
         now, then = (json.loads(json.dumps(of[key], default=plain)) for of in (settings.as_dict(), saved))
         same = now["class_path"] == then["class_path"] or is_class(then["class_path"], class_of(now["class_path"]))
         if not same and (key == "model" or resuming):
-            remedy = f"leave out --{key}, or change it; or name its class, if you trust the file."
+            remedy = f"leave out --{key}, or change it."
+            if then["class_path"].rpartition(".")[0] not in sys.modules:  # of a file from elsewhere
+                remedy = f"if you trust the file, name its class: --{key} {then['class_path']}."
             yield f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", remedy
         for name, value in now.get("init_args", {}).items() if same else ():
             was = (then.get("init_args") or {}).get(name, value)

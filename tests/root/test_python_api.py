@@ -147,7 +147,7 @@ def test_checkpoint_with_a_datamodule_of_ones_own_loads(quiet: Callable) -> None
 
 
 @pytest.mark.parametrize(("content", "got"), [
-    ({"state_dict": {}, "class_path": "mnist_lightning.gone.Model"}, "some.ckpt, of mnist_lightning.gone.Model: No module"),
+    ({"state_dict": {}, "class_path": "mnist_lightning.gone.M"}, "some.ckpt, of mnist_lightning.gone.M: No module"),
     ({"state_dict": {}, "class_path": "torch.nn.Linear"}, "is no DigitClassifier"),
 ])  # fmt: skip
 def test_load_model_explains_what_it_cannot_load(content: Any, got: str) -> None:
