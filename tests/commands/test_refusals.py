@@ -272,7 +272,7 @@ REFUSED: dict[str, dict[str, str]] = {
     },
     "reader": {
         f"{PHOTOS} letters/test":
-            "a model of uint8 images (B, 1, 28, 28) for Photos | one of float32 (B, *[3, 40, 40]) | give …",
+            "a model of uint8 images (B, 1, 28, 28) for Photos | one of float32 (B, 3, 40, 40) | give …",
     },
 }  # fmt: skip
 ROWS = [(beside, typed) for beside, rows in REFUSED.items() for typed in rows]
