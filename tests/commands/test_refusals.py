@@ -146,7 +146,7 @@ REFUSED: dict[str, dict[str, str]] = {
         # Wrong type or range
         "fit --data.batch_size 0": "--data.batch_size to be a number >0 | 0",
         "fit --data.batch_size many": "--data.batch_size to be a whole number | many",
-        "fit --data.val_size -1": "--data.val_size to be a number >=0 or a number >0 and <1 | -1",
+        f"{DIGITS} --data.val_size -1": "a val_size from 0 to 1436 images | -1 | give --data.val_size 0.1, a tenth.",
         "fit --data.val_size 1.5": "--data.val_size to be a whole number or a number >0 and <1 | 1.5",
         f"{DIGITS} --data.val_size 60000":
             "a val_size from 0 to 1436 images | 1437 | give --data.val_size 0.1, a tenth.",
