@@ -263,8 +263,8 @@ REFUSED: dict[str, dict[str, str]] = {
     "letters": {
         f"fit {READER} --model.num_classes 25":
             "labels from 0 to 24 | …from Letters | give --model.num_classes, or mend the labels.",
-        f"fit {READER.replace('foreign_project.models.Reader', 'ConvNet')}":
-            "uint8 images (B, 1, 28, 28), 0 to 255 | float32 (8, 3, 40, 40) from Letters, in [0…, 1] | give …",
+        f"fit {READER.replace('foreign_project.models.Reader', 'ConvNet')} --model.num_classes 26":
+            "uint8 images (B, 1, 28, 28), 0 to 255 | float32 (8, 3, 40, 40), in [0…, 1] | give …",
         f"fit {READER} --monitor val/f2":
             f"a metric to monitor | val/f2; the model logs …val/acc, val/f1, val/loss | {METRIC}",
         f"fit {READER.replace('Reader', 'Plain')}":
