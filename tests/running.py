@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
+from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
@@ -122,6 +123,11 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """As the package reads it."""
+    return Saved(path).content
 
 
 def events(run_folder: Path) -> EventAccumulator:

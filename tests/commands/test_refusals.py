@@ -39,16 +39,13 @@ def checkpoint(**changes: Any) -> dict[str, Any]:
     """A checkpoint of ConvNet in its smallest form; a change to None leaves that part out."""
     content = {
         "state_dict": ConvNet().state_dict(),
-        "hyper_parameters": {"_class_path": "mnist_lightning.convnet.ConvNet"},
+        "class_path": "mnist_lightning.convnet.ConvNet",
+        "hyper_parameters": {},
         "datamodule_hyper_parameters": {"source": "digits"},
         "pytorch-lightning_version": "2.6.0",
         **changes,
     }
     return {key: value for key, value in content.items() if value is not None}
-
-
-def hyperparameters(**changes: Any) -> dict[str, Any]:
-    return {"hyper_parameters": {"_class_path": "mnist_lightning.convnet.ConvNet", **changes}}
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +63,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wrong_shape.ckpt": checkpoint(state_dict={**ConvNet().state_dict(), "fc2.bias": torch.zeros(11)}),
         "missing_layer.ckpt": checkpoint(state_dict={"conv1.weight": torch.zeros(32, 1, 3, 3)}),
         "no_state.ckpt": checkpoint(state_dict=None),
-        "hyper_unknown.ckpt": checkpoint(**hyperparameters(dropout=0.5)),
+        "hyper_unknown.ckpt": checkpoint(hyper_parameters={"dropout": 0.5}),
         "data_range.ckpt": checkpoint(datamodule_hyper_parameters={"batch_size": -3}),
-        "class_gone.ckpt": checkpoint(**hyperparameters(_class_path="mnist_lightning.gone.Net")),
-        "class_foreign.ckpt": checkpoint(**hyperparameters(_class_path="torch.nn.Linear")),
+        "class_gone.ckpt": checkpoint(class_path="mnist_lightning.gone.Net"),
+        "class_foreign.ckpt": checkpoint(class_path="torch.nn.Linear"),
     }
     for name, content in contents.items():
         torch.save(content, folder / name)

@@ -13,10 +13,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from running import loaded
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_failed_save_is_an_error_and_the_earlier_checkpoint_survives(
     assert path.read_bytes() == whole
     assert os.listdir(path.parent) == ["last.ckpt"]
     run.save_checkpoint(path)
-    assert set(read_checkpoint(path)["state_dict"]) == set(ConvNet().state_dict())
+    assert set(loaded(path)["state_dict"]) == set(ConvNet().state_dict())
 
 
 class Scripted(ConvNet):
