@@ -5,8 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
 from running import CONFIGS, printed_config
+
+from mnist_lightning import ConvNet, MNISTDataModule
+from mnist_lightning.commands.parser import Parser, option_names
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -85,3 +90,27 @@ def test_one_is_one_batch_whatever_order_lightnings_types_are_in(
     trainer = printed_config(capsys, "fit", *limits, "--trainer.limit_val_batches=1.0")["trainer"]
     values = [trainer[f"limit_{part}_batches"] for part in ("train", "val", "test", "predict")]
     assert [(type(value), value) for value in values] == [(int, 1), (float, 1.0), (int, 1), (int, 1)]
+
+
+def test_parser_lists_its_options() -> None:
+    """Of nested groups too; jsonargparse has no public way to ask for them."""
+    parser = Parser()
+    parser.add_lightning_class_args(MNISTDataModule, "data")
+    assert {"--help", "--data.batch_size", "--data.val_size"} <= set(option_names(parser))
+
+
+def test_lightnings_command_line_lets_the_checkpoint_win_over_what_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it stops doing so, the override of `_parse_ckpt_path` can go."""
+
+    class ParsesOnly(LightningCLI):
+        def before_instantiate_classes(self) -> None:
+            raise RuntimeError(f"label_smoothing {self.config.test.model.label_smoothing}")
+
+    monkeypatch.setattr(sys, "argv", ["test"])
+    checkpoint = tmp_path / "some.ckpt"
+    torch.save({"hyper_parameters": {"label_smoothing": 0.1}}, checkpoint)
+    typed = ["test", "--model.label_smoothing", "0.2", "--ckpt_path", str(checkpoint)]
+    with pytest.raises(RuntimeError, match="^label_smoothing 0.1$"):
+        ParsesOnly(ConvNet, MNISTDataModule, args=typed, auto_configure_optimizers=False, seed_everything_default=0)

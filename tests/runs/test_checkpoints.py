@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from running import read_checkpoint
+from running import loaded
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
@@ -46,7 +46,7 @@ def test_failed_save_is_an_error_and_the_earlier_checkpoint_survives(
     assert path.read_bytes() == whole
     assert os.listdir(path.parent) == ["last.ckpt"]
     run.save_checkpoint(path)
-    assert set(read_checkpoint(path)["state_dict"]) == set(ConvNet().state_dict())
+    assert set(loaded(path)["state_dict"]) == set(ConvNet().state_dict())
 
 
 class Scripted(ConvNet):

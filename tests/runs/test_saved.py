@@ -46,7 +46,6 @@ def test_file_that_is_no_checkpoint_is_refused(content: bytes, path: Path) -> No
 @pytest.mark.parametrize("content", [
     [], 3, torch.zeros(3), {}, {"state_dict": {}}, {"hyper_parameters": {}}, {"hyper_parameters": {"lr": 1}},
     {"hyper_parameters": 3}, {"class_path": "a.B"}, {**CONTENT, "state_dict": 3},
-    {**CONTENT, "class_path": ["a"]},
 ], ids=repr)  # fmt: skip
 def test_content_of_another_kind_is_refused(content: Any, path: Path) -> None:
     torch.save(content, path)
