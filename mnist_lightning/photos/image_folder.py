@@ -7,6 +7,7 @@ for predict, whose pictures need no folders of classes, the images alone. Layout
 reading.py.
 """
 
+import itertools
 import math
 import sys
 from collections import Counter
@@ -23,10 +24,13 @@ from mnist_lightning.data import balanced
 from mnist_lightning.errors import UserError
 from mnist_lightning.hyperparameters import make_hyperparameters_plain
 from mnist_lightning.loader import Batch, Batched, Images, ImagesDataModule
+from mnist_lightning.photos.answers import Answered, write_and_print
+from mnist_lightning.photos.contact_sheet import SIDE, check_place
 from mnist_lightning.photos.layout import Picture, class_names, read_layout, some
 from mnist_lightning.photos.reading import Found, find_pictures, read_squares, shown_name
 
 IN_MEMORY = 2 * 10**9  # bytes of pictures; of more, each batch is read from disk when it is needed
+MOST_SEEN = 1000  # pictures on a contact sheet
 PARTS = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 VERBS = {"train": "train on", "val": "validate", "test": "test"}
 
@@ -49,6 +53,7 @@ class ImageFolder(ImagesDataModule):
         train_size: train on only so many of the training pictures, the same number of each class; the default is all.
         augment: crop each training picture at random to 8 to 100 % of its area, and mirror every other, anew each
             time. On the device, in training only.
+        save_seen: predict: a .png to write: each picture as the network sees it, and what it was classified as.
 
     Attributes:
         class_names: sorted, as torchvision has them, known before any picture is read; in a run of a checkpoint they
@@ -59,6 +64,7 @@ class ImageFolder(ImagesDataModule):
         UserError: an argument is out of range, or the pictures can't be had as they are laid out.
     """
 
+    table_name = "predictions.csv"
     predict_set: Batched
     eval_batch_size = 64  # a ResNet18 at 224 pixels a side then needs 1 GB
 
@@ -72,6 +78,7 @@ class ImageFolder(ImagesDataModule):
         split_seed: int = 0,
         train_size: PositiveInt | None = None,
         augment: bool = False,
+        save_seen: str | None = None,
     ) -> None:
         super().__init__(batch_size)
         self.save_hyperparameters()
@@ -81,7 +88,9 @@ class ImageFolder(ImagesDataModule):
         self.path = Path(path).expanduser()
         self.size, self.val_size, self.test_size = size, val_size, test_size
         self.split_seed, self.train_size, self.augment = split_seed, train_size, augment
+        self.save_seen = None if save_seen is None else Path(save_seen).expanduser()
         self.class_names = class_names(self.path)
+        self.to_predict: list[Path] = []
         self.pictures: dict[str, list[Picture]] = {}  # of the parts that have been read: train, val, test and predict
         self.images: dict[str, Tensor | None] = {}  # of each part (N, 3, S, S); None where they stay on disk
         self.left_out: dict[Path, str] = {}
@@ -121,6 +130,21 @@ class ImageFolder(ImagesDataModule):
         self.class_names = known
         self._make_sets()
 
+    def tell(self, probabilities: Tensor, path: Path, names: list[str]) -> bool:
+        readable = [picture.file for picture in self.pictures["predict"] if picture.file not in self.left_out]
+        images = self.images["predict"]
+        if images is None and self.save_seen is not None:
+            images, _ = read_squares(readable, SIDE)
+        # Without a contact sheet it is enough to know which ones were read.
+        seen = dict(zip(readable, itertools.repeat(torch.empty(0)) if images is None else images, strict=False))
+        pictures = []
+        for file in self.to_predict:
+            folders = file.relative_to(self.path).parts[:-1]
+            label = next((folder for folder in folders if folder in names), "")
+            name, remark = shown_name(file, self.path), self.left_out.get(file, "")
+            pictures.append(Answered(name, seen.get(file), remark, label))
+        return write_and_print(pictures, probabilities, path, names, self.save_seen)
+
     def leave_out(self, reasons: dict[Path, str]) -> None:
         """Says which pictures can't be read; of each once, though it may be tried in every epoch."""
         new = {file: reason for file, reason in reasons.items() if file not in self.left_out}
@@ -141,10 +165,19 @@ class ImageFolder(ImagesDataModule):
         return {part: layout.parts[part] for part in needed if part not in self.pictures}
 
     def _to_predict(self) -> dict[str, list[Picture]]:
-        found = find_pictures(self.path)
+        if self._share()[0] > 1:
+            remedy = "add --trainer.devices 1; all its cores read the pictures."
+            raise UserError("one process to predict pictures", str(self._share()[0]), remedy)
+        if self.save_seen is not None:
+            check_place(self.save_seen)
+        found = find_pictures(self.path, self.save_seen)
+        if self.save_seen is not None and len(found.pictures) > MOST_SEEN:
+            remedy = "leave it out, or give a smaller folder."
+            raise UserError(f"up to {MOST_SEEN} pictures for --data.save_seen", f"{len(found.pictures):,}", remedy)
         if not found.pictures:
             raise UserError("pictures at --data.path", f"none in {self.path}", "correct the path.")
         self._say_passed_over(found)
+        self.to_predict = found.pictures + found.unreadable
         return {"predict": [Picture(file, "") for file in found.pictures]}
 
     def _read(self, parts: dict[str, list[Picture]]) -> None:
@@ -171,13 +204,15 @@ class ImageFolder(ImagesDataModule):
         """The data sets of the parts that have been read, labelled in the order of `class_names`."""
         label = {name: i for i, name in enumerate(self.class_names)}
         for part, pictures in self.pictures.items():
-            labels = torch.tensor([label.get(picture.class_name, -1) for picture in pictures], dtype=torch.int64)
-            images = self.images[part]
+            images, files = self.images[part], [picture.file for picture in pictures]
+            labels = None
+            if part != "predict":
+                labels = torch.tensor([label[picture.class_name] for picture in pictures], dtype=torch.int64)
             if images is None:
-                data: Batched = OnDisk([picture.file for picture in pictures], labels, self.size, self.leave_out)
+                data: Batched = OnDisk(files, labels, self.size, self.leave_out)
             else:
-                data = Images(images, labels)
-            setattr(self, f"{part}_set", Unlabelled(data) if part == "predict" else data)
+                data = Unlabelled(images) if labels is None else Images(images, labels)
+            setattr(self, f"{part}_set", data)
 
     def _say_passed_over(self, found: Found) -> None:
         if self._share()[1] > 0:
@@ -191,41 +226,43 @@ class ImageFolder(ImagesDataModule):
 
 
 class OnDisk(Batched):
-    """Pictures (N, 3, S, S) that are read when a batch of them is needed, and labels (N,). One that can't be read is
-    missing in its batch.
+    """Pictures (N, 3, S, S) that are read when a batch of them is needed, and labels (N,) if there are any. One that
+    can't be read is missing in its batch.
 
     Args:
         leave_out: is told which ones those are, and why.
     """
 
     def __init__(
-        self, files: list[Path], labels: Tensor, size: int, leave_out: Callable[[dict[Path, str]], None]
+        self, files: list[Path], labels: Tensor | None, size: int, leave_out: Callable[[dict[Path, str]], None]
     ) -> None:
         self.files, self.labels, self.size, self.leave_out = files, labels, size, leave_out
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, positions: list[int]) -> Batch:
+    def __getitem__(self, positions: list[int]) -> Batch | Tensor:
         images, reasons = read_squares([self.files[position] for position in positions], self.size)
         self.leave_out({self.files[positions[i]]: reason for i, reason in reasons.items()})
-        if not len(images):
-            got = f"none of {len(positions)}, above"
-            raise UserError("a picture that can be read in each batch", got, "move those that can't be read away.")
+        if self.labels is None:
+            return images
+        if not len(images):  # a loss of nothing would be NaN
+            remedy = "move those that can't be read away."
+            raise UserError("a picture that can be read in each batch", f"none of {len(positions)}, see above", remedy)
         return images, self.labels[[position for i, position in enumerate(positions) if i not in reasons]]
 
 
 class Unlabelled(Batched):
-    """The images alone."""
+    """Pictures (N, 3, S, S) in memory, alone."""
 
-    def __init__(self, labelled: Batched) -> None:
-        self.labelled = labelled
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.images)
 
     def __getitem__(self, positions: list[int]) -> Tensor:
-        return self.labelled[positions][0]
+        return self.images[positions]
 
 
 def check_readable(part: str, listed: list[Picture], readable: list[Picture]) -> None:

@@ -51,18 +51,18 @@ class Found(NamedTuple):
     unreadable: list[Path]  # folders
 
 
-def find_pictures(path: Path) -> Found:
-    """The pictures in a folder and its subfolders; or one picture, whatever its name."""
+def find_pictures(path: Path, sheet: Path | None = None) -> Found:
+    """The pictures in a folder and its subfolders, but for the one at `sheet`; or one picture, whatever its name."""
     if not path.is_dir():
         return Found([path], [], [])
-    files, unreadable = files_under(path)
+    files, unreadable = files_under(path, sheet)
     pictures = [file for file in files if file.suffix.lower() in suffixes()]
     return Found(pictures, sorted(set(files) - set(pictures)), unreadable)
 
 
-def files_under(folder: Path) -> tuple[list[Path], list[Path]]:
+def files_under(folder: Path, sheet: Path | None = None) -> tuple[list[Path], list[Path]]:
     """The files in a folder and its subfolders, linked ones too, and the folders that can't be read; both sorted.
-    What is hidden is left out, and each folder is entered once."""
+    What is hidden is left out, and a contact sheet at `sheet`; each folder is entered once."""
     files: list[Path] = []
     unreadable: list[Path] = []
     entered: set[str] = set()  # a linked folder may be a folder around it
@@ -78,6 +78,8 @@ def files_under(folder: Path) -> tuple[list[Path], list[Path]]:
         entered.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         files += [Path(inner, name) for name in names if not is_hidden(name)]
+    if sheet is not None:
+        files = [file for file in files if os.path.realpath(file) != os.path.realpath(sheet)]
     return sorted(files), sorted(unreadable)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import rows
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
@@ -293,6 +294,32 @@ def test_pictures_to_predict_need_no_classes(flat: Path) -> None:
     assert names(ready(flat / "bees" / "003.png", "predict"), "predict") == ["."]
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_answers_go_to_a_table_the_screen_and_a_contact_sheet(
+    on_disk: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_disk:
+        monkeypatch.setattr(image_folder, "IN_MEMORY", 0)
+    paint(tmp_path / "new", ["=1+1.png", "broken.png"], (250, 0, 0))
+    (tmp_path / "new" / "broken.png").write_text("hello")
+    paint(tmp_path / "new" / "bees", ["b.png"], (0, 0, 250))
+    sheet, table = tmp_path / "new" / "seen.png", tmp_path / "predictions.csv"
+    for _ in range(2):  # the second time it replaces its own sheet, and doesn't classify it
+        data = ready(tmp_path / "new", "predict", save_seen=str(sheet))
+        assert sum(len(images) for images in data.predict_dataloader()) == 2
+        assert not data.tell(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), table, ["ants", "bees"])
+    first, bee, unread = rows(table)
+    told = {"label": "", "predicted": "ants", "second": "bees", "remark": "", "pants": "0.900000", "pbees": "0.100000"}
+    assert first == {"file": "'=1+1.png", **told}
+    assert (bee["file"], bee["label"], bee["predicted"]) == ("bees/b.png", "bees", "ants")
+    assert unread["file"] == "broken.png" and "no picture that Pillow reads" in unread["remark"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == "=1+1.png ants 90.0 % bees (10.0 %)".split()
+    assert lines[2].endswith("it is bees")
+    with Image.open(sheet) as picture:
+        assert picture.getpixel((60, 60)) == (250, 0, 0) and picture.getpixel((180, 60)) == (0, 0, 250)
+
+
 # ---- Refusals
 
 
@@ -331,9 +358,12 @@ def test_layouts_that_cannot_be_trained_on_are_refused_in_three_lines(case: str,
 @pytest.mark.parametrize(("path", "stage", "message"), [
     ("", "fit", "expected a folder of pictures at --data.path\ngot an empty path"),
     ("nowhere", "fit", "expected pictures at --data.path\ngot nothing: nowhere"),
+    ("a.png", "fit", "expected folders of classes in a.png: .*\ngot none"),
     ("nowhere", "predict", "expected pictures at --data.path\ngot nothing: nowhere"),
     (".", "predict", "expected pictures at --data.path\ngot none in ."),
 ])  # fmt: skip
 def test_paths_without_pictures_are_refused(path: str, stage: str, message: str, folder: Path) -> None:
+    if path == "a.png":
+        paint(folder, ["a.png"])
     with pytest.raises(UserError, match=message):
         ready(path, stage)  # type: ignore[arg-type]
