@@ -12,6 +12,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ class ImageFolder(ImagesDataModule):
         super().setup(stage)
         if not self.path.exists():
             raise UserError("pictures at --data.path", f"nothing: {self.path}", "correct the path.")
+        if stage != "predict" and self.save_seen is not None:
+            raise UserError("--data.save_seen with predict", f"with {stage}", "leave it out.")
         if any(part not in self.pictures for part in PARTS[stage]):
             self._read(self._to_predict() if stage == "predict" else self._by_part(PARTS[stage]))
         self._make_sets()
@@ -199,6 +202,8 @@ class ImageFolder(ImagesDataModule):
             self.images[part], images = images.tensor_split([len(self.pictures[part])])
             if part != "predict":
                 check_readable(part, pictures, self.pictures[part])
+        if first and "train" in parts:
+            self._say_what_is_there_twice()
 
     def _make_sets(self) -> None:
         """The data sets of the parts that have been read, labelled in the order of `class_names`."""
@@ -213,6 +218,19 @@ class ImageFolder(ImagesDataModule):
             else:
                 data = Unlabelled(images) if labels is None else Images(images, labels)
             setattr(self, f"{part}_set", data)
+
+    def _say_what_is_there_twice(self) -> None:
+        """A copy of a training picture among the others makes a model look better than it is."""
+        files: dict[str, dict[bytes, Path]] = {}
+        for part, images in self.images.items():
+            digests = [] if images is None else [sha256(image.numpy().data).digest() for image in images]
+            files[part] = {digest: picture.file for digest, picture in zip(digests, self.pictures[part], strict=False)}
+        others = [pair for part in ("val", "test") for pair in files[part].items()]
+        twice = [(file, files["train"][digest]) for digest, file in others if digest in files["train"]]
+        if twice:
+            print(f"Twice: {len(twice):,} validation and test pictures are training pictures as well", file=sys.stderr)
+            for pair in twice:
+                print("  {} is {}".format(*(shown_name(file, self.path) for file in pair)), file=sys.stderr)
 
     def _say_passed_over(self, found: Found) -> None:
         if self._share()[1] > 0:

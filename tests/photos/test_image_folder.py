@@ -230,6 +230,19 @@ def test_what_is_left_out_is_named_once_and_counted(
     assert sum(line.startswith("  ") for line in lines) == 2
 
 
+def test_copies_of_training_pictures_among_the_others_are_named(
+    flat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ready(flat)
+    assert capsys.readouterr().err == ""
+    trained, tested = (data.pictures[part][0].file for part in ("train", "test"))
+    shutil.copy(trained, tested)
+    ready(flat)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Twice: 1 validation and test pictures are training pictures as well"
+    assert lines[1:] == [f"  {tested.relative_to(flat)} is {trained.relative_to(flat)}"]
+
+
 # ---- Batches
 
 
@@ -353,6 +366,27 @@ def test_layouts_that_cannot_be_trained_on_are_refused_in_three_lines(case: str,
     with pytest.raises(UserError, match=message) as refused:
         ready(tmp_path)
     assert str(refused.value).count("\n") == 2
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"save_seen": "a.txt"}, "expected a .png for --data.save_seen"),
+    ({"save_seen": "flat/ants/000.png"}, "which exists and is something else"),
+    ({"save_seen": "a.png", "stage": "fit"}, "expected --data.save_seen with predict\ngot with fit"),
+    ({"train_size": 100, "stage": "fit"}, "expected a train_size up to 34\ngot 100"),
+    ({"val_size": 1.0, "stage": "fit"}, "expected more than 23 pictures of each class\ngot 20 of ants"),
+    ({"val_size": -0.1}, "val_size"),
+])  # fmt: skip
+def test_settings_that_cannot_be_kept_are_refused(
+    settings: dict[str, object], message: str, flat: Path, folder: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ready(flat, **{"stage": "predict", **settings})  # type: ignore[arg-type]
+
+
+def test_contact_sheet_of_thousands_is_refused(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_folder, "MOST_SEEN", 40)
+    with pytest.raises(UserError, match="expected up to 40 pictures for --data.save_seen\ngot 50"):
+        ready(flat, "predict", save_seen="seen.png")
 
 
 @pytest.mark.parametrize(("path", "stage", "message"), [
