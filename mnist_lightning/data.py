@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import make_hyperparameters_plain
 from mnist_lightning.loader import Images, ImagesDataModule
 from mnist_lightning.sources import Digits, load_digits, load_mnist
 
@@ -57,8 +56,10 @@ class MNISTDataModule(ImagesDataModule):
         augment: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(batch_size)
+        if source not in ("auto", "mnist", "digits"):
+            raise UserError("a source: auto, mnist or digits", repr(source), "correct it.")
+        data_dir = str(data_dir)  # a checkpoint holds no Path
         self.save_hyperparameters()
-        make_hyperparameters_plain(self)
         self.source: str = source  # mnist or digits once the images are loaded
         self.data_dir, self.mirrors, self.val_size = data_dir, mirrors, val_size
         self.split_seed, self.train_size, self.augment = split_seed, train_size, augment

@@ -12,7 +12,6 @@ import yaml
 
 from mnist_lightning.commands.parser import class_of, in_full_names
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import FROM_PYTHON
 from mnist_lightning.runs.checkpoints import class_path_of
 from mnist_lightning.runs.folder import run_of
 
@@ -64,12 +63,7 @@ def settings_of(checkpoint: dict[str, Any], path: Path, resuming: bool) -> dict[
     """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed."""
     kept = checkpoint.get("mnist_lightning") or settings_of_version_0_1(checkpoint, path)
     settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
-    init_args = settings["model"].get("init_args") or {}
-    lost = [name for name, value in init_args.items() if value == FROM_PYTHON]
-    if lost and resuming:
-        remedy = "resume it from Python: trainer.fit(model, data, ckpt_path=...)."
-        raise UserError(f"a checkpoint whose {lost[0]} is known", f"{path}: it was {FROM_PYTHON}", remedy)
-    settings["model"]["init_args"] = {name: value for name, value in init_args.items() if name not in lost}
+    settings["model"].setdefault("init_args", {})
     if not resuming:
         return settings
     trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
