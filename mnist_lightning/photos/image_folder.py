@@ -23,7 +23,6 @@ from torch import Tensor
 
 from mnist_lightning.data import balanced
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import make_hyperparameters_plain
 from mnist_lightning.loader import Batch, Batched, Images, ImagesDataModule
 from mnist_lightning.photos.answers import Answered, write_and_print
 from mnist_lightning.photos.contact_sheet import SIDE, check_place
@@ -82,10 +81,13 @@ class ImageFolder(ImagesDataModule):
         save_seen: str | None = None,
     ) -> None:
         super().__init__(batch_size)
+        path = str(path)  # from Python maybe a Path, which a checkpoint can't hold
         self.save_hyperparameters()
-        make_hyperparameters_plain(self)
         if not path:
             raise UserError("a folder of pictures at --data.path", "an empty path", "for example --data.path photos/")
+        if not (0 <= val_size < 1 and 0 < test_size < 1):
+            got = f"val_size {val_size}, test_size {test_size}"
+            raise UserError("shares of the pictures, below 1", got, "leave them out to have 0.15 of each class.")
         self.path = Path(path).expanduser()
         self.size, self.val_size, self.test_size = size, val_size, test_size
         self.split_seed, self.train_size, self.augment = split_seed, train_size, augment

@@ -373,8 +373,8 @@ def test_layouts_that_cannot_be_trained_on_are_refused_in_three_lines(case: str,
     ({"save_seen": "flat/ants/000.png"}, "which exists and is something else"),
     ({"save_seen": "a.png", "stage": "fit"}, "expected --data.save_seen with predict\ngot with fit"),
     ({"train_size": 100, "stage": "fit"}, "expected a train_size up to 34\ngot 100"),
-    ({"val_size": 1.0, "stage": "fit"}, "expected more than 23 pictures of each class\ngot 20 of ants"),
-    ({"val_size": -0.1}, "val_size"),
+    ({"val_size": 0.9, "stage": "fit"}, "expected more than 21 pictures of each class\ngot 20 of ants"),
+    ({"val_size": 1}, "expected shares of the pictures, below 1\ngot val_size 1, test_size 0.15"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_kept_are_refused(
     settings: dict[str, object], message: str, flat: Path, folder: Path
