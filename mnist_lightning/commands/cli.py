@@ -53,6 +53,7 @@ from mnist_lightning.finetuning.features import FeatureCache
 from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  to be known by its short name
 from mnist_lightning.photos import Photos
 from mnist_lightning.pictures.callback import Pictures
+from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, read_checkpoint
 from mnist_lightning.runs.checks import Checks, stopped_early
@@ -294,7 +295,7 @@ class CLI(LightningCLI):
             self.datamodule.setup("fit")
             if "source" in self.settings.data.init_args:
                 self.settings.data.init_args.source = self.datamodule.source  # auto is settled now
-        if self.checkpoint is None and isinstance(self.model, ResNet18):
+        if self.checkpoint is None and isinstance(self.model, PretrainedClassifier):
             self.model.load_pretrained()
         # All that repeats the run, as plain values: for config.yaml and for each checkpoint.
         self.plain_settings = without_instances(yaml.safe_load(self.parsers[0].dump(self.settings, skip_none=False)))
@@ -352,7 +353,7 @@ class CLI(LightningCLI):
             callbacks.append(progress(settings["enable_progress_bar"]))
         if missing(ModelSummary) and settings["enable_model_summary"] is not False:
             callbacks.append(ParameterCount())
-        if isinstance(self.model, ResNet18) and self.subcommand == "fit":
+        if isinstance(self.model, PretrainedClassifier) and self.subcommand == "fit":
             callbacks.append(FeatureCache())
         if not missing(ModelPruning):
             self.model.to(memory_format=torch.contiguous_format)  # torch's pruning can't flatten channels_last weights

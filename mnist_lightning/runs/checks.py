@@ -15,6 +15,7 @@ from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, check_monitor, unknown_metric
 
@@ -38,7 +39,7 @@ class Checks(Callback):
                 raise UserError(f"an image for each of {trainer.world_size} processes", got, remedy)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if averages_at_the_end(trainer) and isinstance(pl_module, ResNet18) and pl_module.frozen:
+        if averages_at_the_end(trainer) and isinstance(pl_module, PretrainedClassifier) and pl_module.frozen:
             got = "a frozen backbone, whose statistics it would reset"
             remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."
             raise UserError("BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy)
