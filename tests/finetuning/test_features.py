@@ -188,7 +188,7 @@ def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits
     monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
     out = capsys.readouterr().out + fit(quiet).said
     assert "not cached: --data.augment changes the images at each step" in out
-    assert "not cached: the images don't come from MNISTDataModule" in out
+    assert "not cached: the images don't come from an ImagesDataModule" in out
     assert "not cached: the images aren't in memory as Images" in out
     assert "not cached: they would take 0.0 GB" in out
     assert not files()
@@ -199,6 +199,7 @@ def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits
 
 def test_name_changes_with_all_that_determines_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = resnet(), torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+    model.load_pretrained()
     names = [file_of(model, images, "32-true"), file_of(model, images, "bf16-mixed")]
     assert file_of(model, images, "32-true") == names[0]
     last_weight, statistic = model.backbone.layer4[1].conv2.weight.data, model.backbone.layer1[0].bn1.running_var
@@ -218,13 +219,18 @@ def test_damaged_file_is_noticed_and_computed_again(quiet: Callable) -> None:
     first = fit(quiet)
     path = max(files(), key=lambda path: path.stat().st_size)  # the training images' features
     whole = path.read_bytes()
-    assert read(path, TRAIN) is not None and read(path, TRAIN + 1) is None
-    torch.save({"weights": 1}, path)
-    something_else, middle = path.read_bytes(), len(whole) // 2
-    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
-    for damaged in (whole[:-100], b"", something_else, flipped):
-        path.write_bytes(damaged)
-        assert read(path, TRAIN) is None
+    shape = (TRAIN, 512)
+    values = read(path, shape)
+    assert values is not None and read(path, (TRAIN + 1, 512)) is None and read(path, (TRAIN, 64)) is None
+    middle = len(whole) // 2
+    damaged = [whole[:-100], b"", whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]]
+    others = {"features": 0 * values, "sha256": torch.load(path)["sha256"]}, {"weights": 1}, values
+    for something_else in others:
+        torch.save(something_else, path)
+        damaged.append(path.read_bytes())
+    for content in damaged:
+        path.write_bytes(content)
+        assert read(path, shape) is None
     second = fit(quiet)
     assert sum(second.passes) == TRAIN
     assert path.read_bytes() == whole
@@ -244,15 +250,13 @@ def test_file_that_fails_to_be_written_costs_only_the_next_fit(
     assert not list(cache_folder().iterdir())
 
 
-def test_user_without_a_home_directory_trains_and_is_told(quiet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_off_for_a_user_without_a_home_directory(quiet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home(self: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "expanduser", no_home)
-    done = fit(quiet, max_epochs=2)
-    assert sum(done.passes) == TRAIN + VAL
-    assert "not kept for the next run: there is no home directory; set XDG_CACHE_HOME." in done.said
+    assert "not cached: there is no home directory to keep them in: set XDG_CACHE_HOME." in fit(quiet).said
 
 
 def test_longest_unused_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
