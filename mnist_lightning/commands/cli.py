@@ -348,6 +348,8 @@ class CLI(LightningCLI):
             return not any(isinstance(callback, cls) for callback in theirs)
 
         callbacks: list[Any] = [Checks()]
+        if self.fitting:  # before those that look at the learning rates when an epoch begins
+            callbacks.append(RunState(self.plain_settings, self.config_file))
         if missing(ProgressBar):
             callbacks.append(progress(settings["enable_progress_bar"]))
         if missing(ModelSummary) and settings["enable_model_summary"] is not False:
@@ -362,12 +364,10 @@ class CLI(LightningCLI):
         if self.settings.pictures and (self.fitting or self.subcommand in ("validate", "test")):
             self.pictures = Pictures(None if self.fitting else (self.checkpoint or {}).get("global_step"))
             callbacks.append(self.pictures)
-        if self.fitting:
-            callbacks.append(RunState(self.plain_settings, self.config_file))
-            if settings["enable_checkpointing"] is not False:
-                checkpoints = self.folder / "checkpoints"
-                self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)
-                callbacks += [self.best, LastCheckpoint(checkpoints / "last.ckpt")]
+        if self.fitting and settings["enable_checkpointing"] is not False:
+            checkpoints = self.folder / "checkpoints"
+            self.best = BestCheckpoint(checkpoints, self.settings.monitor, self.settings.monitor_mode)
+            callbacks += [self.best, LastCheckpoint(checkpoints / "last.ckpt")]
         if self.subcommand == "predict" and not isinstance(self.datamodule, Photos):
             self.predictions = PredictionWriter(self.folder / "predictions.csv")
             callbacks.append(self.predictions)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from mnist_lightning.errors import UserError
@@ -18,10 +20,11 @@ from mnist_lightning.runs.classes import named_classes
 
 
 class RunState(Callback):
-    """Keeps in each checkpoint the states of all random generators, the settings, and what the classes are called.
+    """Keeps in each checkpoint what Lightning forgets: the states of all random generators, gradients that wait for an
+    optimizer step, which parameters are trained, ReduceLROnPlateau's next step; the settings; the classes' names.
 
-    A run that is resumed draws the same random numbers as one that nothing interrupted, dropout's for example. Weights
-    or a loss that aren't finite end the fit before they overwrite a good checkpoint.
+    A run that is resumed then goes on as one that nothing interrupted; what can't is refused. Weights or a loss that
+    aren't finite end the fit before they overwrite a good checkpoint.
 
     Args:
         settings: all of the run's, as config.yaml has them: {"model": {"class_path": ..., "init_args": ...}, ...}.
@@ -31,7 +34,9 @@ class RunState(Callback):
     def __init__(self, settings: dict[str, Any], config: Path | None = None) -> None:
         self.settings, self.config = settings, config
         self.example: dict[str, Any] = {}
-        self._generators: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] = {}  # from the checkpoint, until training starts
+        self._epoch_ended = False  # and ReduceLROnPlateau hasn't stepped yet
+        self._plateau_left_out = False  # by Lightning, in an epoch that was resumed in its middle
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.example and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
@@ -49,9 +54,16 @@ class RunState(Callback):
             raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        trained = (parameter for parameter in pl_module.parameters() if parameter.requires_grad)
-        if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        trained = {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+        if not all(bool(parameter.isfinite().all()) for parameter in trained.values()):
             raise not_finite("weights that aren't", trainer.global_step)
+        checkpoint["trained"] = list(trained)
+        if gathers_gradients(trainer, pl_module):
+            gradients = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
+            # Until the optimizer's step each process has its own.
+            checkpoint["gradients"] = {name: each_process(trainer, value) for name, value in gradients.items()}
+        if self._epoch_ended:
+            checkpoint["plateau"] = plateau_metrics(trainer)
         checkpoint["generators"] = generators()
         checkpoint["mnist_lightning"] = self.settings
         if self.example:
@@ -60,17 +72,86 @@ class RunState(Callback):
             checkpoint["class_names"] = names
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        refuse_inexact(trainer, checkpoint)
+        self._resumed = checkpoint
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
-        self._generators = checkpoint.get("generators")
-        if self._generators:
-            set_generators(self._generators)
+        if "generators" in checkpoint:
+            set_generators(checkpoint["generators"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._generators and trainer.fit_loop.restarted_mid_epoch:
-            set_generators(self._generators)
-        self._generators = None
+        resumed, self._resumed = self._resumed, {}
+        if "trained" in resumed:  # Lightning's BackboneFinetuning freezes all again: its issue 21901
+            for name, parameter in pl_module.named_parameters():
+                parameter.requires_grad_(name in resumed["trained"])
+        for name, parameter in pl_module.named_parameters():
+            if name in resumed.get("gradients", {}):
+                of_each = resumed["gradients"][name]
+                mine = of_each[trainer.global_rank] if len(of_each) == trainer.world_size else of_each.mean(0)
+                parameter.grad = torch.empty_like(parameter).copy_(mine)
+        if "plateau" in resumed:
+            step_plateaus(trainer, resumed["plateau"])
+        if resumed and trainer.fit_loop.restarted_mid_epoch:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, GradientAccumulationScheduler):
+                    callback.on_train_epoch_start(trainer)  # Lightning doesn't call it: the epoch has started before
+            if "generators" in resumed:
+                set_generators(resumed["generators"])
         if self.config is not None and trainer.is_global_zero:
             write_settings(self.config, self.settings)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._plateau_left_out:
+            step_plateaus(trainer, plateau_metrics(trainer))
+        self._epoch_ended = self._plateau_left_out = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch that was cut short, by --trainer.max_steps for example, moves no schedule.
+        self._epoch_ended = trainer.is_last_batch
+        self._plateau_left_out = trainer.is_last_batch and trainer.fit_loop.restarting
+
+    on_train_end = on_train_epoch_start
+
+
+def gathers_gradients(trainer: Trainer, model: LightningModule) -> bool:
+    """Whether gradients may outlive a batch. Of a model that optimizes by itself nobody knows."""
+    own = not model.automatic_optimization or is_overridden("optimizer_zero_grad", model)
+    return own or trainer.accumulate_grad_batches > 1
+
+
+def each_process(trainer: Trainer, value: Tensor) -> Tensor:
+    """The values that all processes have, (processes, *value.shape)."""
+    return trainer.strategy.all_gather(value.contiguous()).reshape(trainer.world_size, *value.shape)
+
+
+def plateau_metrics(trainer: Trainer) -> dict[str, float]:
+    """What each ReduceLROnPlateau that steps at an epoch's end looks at."""
+    names = [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
+    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+
+
+def step_plateaus(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """What Lightning leaves out of an epoch that was resumed in its middle, or whose last checkpoint came before it.
+
+    To be called when `current_epoch` is the next one already.
+    """
+    model = trainer.lightning_module
+    for config in trainer.lr_scheduler_configs if model.automatic_optimization else []:
+        due = config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
+        if config.reduce_on_plateau and due and config.monitor in metrics:
+            model.lr_scheduler_step(config.scheduler, metrics[config.monitor])
+
+
+def refuse_inexact(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Raises UserError if a resumed fit would end as another one, because a checkpoint can't hold all of a callback."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        got = None
+        if isinstance(callback, ModelPruning):
+            got = "ModelPruning, whose masks and first weights are in no checkpoint"
+        elif isinstance(callback, StochasticWeightAveraging):
+            if checkpoint.get("callbacks", {}).get(callback.state_key, {}).get("n_averaged"):
+                got = "StochasticWeightAveraging after it began, which would begin its learning rates anew"
+        if got:
+            raise UserError("a run that can be resumed exactly", got, "start a new run, or use --trainer.callbacks null.")
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
