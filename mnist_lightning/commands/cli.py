@@ -329,7 +329,9 @@ class CLI(LightningCLI):
         if self.subcommand == "predict" or (self.subcommand == "fit" and not self.fitting):
             return wanted or False
         step = (self.checkpoint or {}).get("global_step")
-        at = {"resumed_at": step} if self.subcommand == "fit" else {"evaluated_at": step}
+        at = {"evaluated_at": step}
+        if self.subcommand == "fit":
+            at = {"resumed_after": self.checkpoint.get("logged_step", step - 1)} if self.checkpoint else {}
         return [RunLogger(self.folder, **at), *given(wanted)]
 
     def _plugins(self, wanted: Any) -> list[Any]:

@@ -18,14 +18,14 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         run: the folder.
-        resumed_at: the optimizer step that a resumed fit starts from; it takes those after it again.
+        resumed_after: the last step that was logged before the checkpoint of a resumed fit, which logs later ones anew.
         evaluated_at: the step of the checkpoint that is tested: Lightning would log it at step 0.
 
     Attributes:
         rows: of metrics.csv, as {"step": 49, "train/loss": 0.5}.
     """
 
-    def __init__(self, run: Path, resumed_at: int | None = None, evaluated_at: int | None = None) -> None:
+    def __init__(self, run: Path, resumed_after: int | None = None, evaluated_at: int | None = None) -> None:
         number = run.name.removeprefix("version_")
         version = int(number) if number.isdecimal() else run.name  # of a str the bar would show the last four letters
         super().__init__(save_dir=run.parent, name="", version=version, default_hp_metric=False)
@@ -33,7 +33,7 @@ class RunLogger(TensorBoardLogger):
         self.hyperparameters: dict[str, Any] | None = None  # as shown; None until they are given
         rows = read_metrics(self.path)
         self.ours = rows is not None
-        self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
+        self.rows = [row for row in rows or [] if resumed_after is None or row["step"] <= resumed_after]
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.classes import named_classes
+from mnist_lightning.runs.logger import RunLogger
 
 
 class RunState(Callback):
@@ -63,7 +64,10 @@ class RunState(Callback):
             # Until the optimizer's step each process has its own.
             checkpoint["gradients"] = {name: each_process(trainer, value) for name, value in gradients.items()}
         if self._epoch_ended:
-            checkpoint["plateau"] = plateau_metrics(trainer)
+            checkpoint["plateau"] = due_plateaus(trainer, trainer.current_epoch + 1)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and logger.rows:
+                checkpoint["logged_step"] = int(logger.rows[-1]["step"])
         checkpoint["generators"] = generators()
         checkpoint["mnist_lightning"] = self.settings
         if self.example:
@@ -101,7 +105,7 @@ class RunState(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._plateau_left_out:
-            step_plateaus(trainer, plateau_metrics(trainer))
+            step_plateaus(trainer, due_plateaus(trainer, trainer.current_epoch))
         self._epoch_ended = self._plateau_left_out = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,22 +127,22 @@ def each_process(trainer: Trainer, value: Tensor) -> Tensor:
     return trainer.strategy.all_gather(value.contiguous()).reshape(trainer.world_size, *value.shape)
 
 
-def plateau_metrics(trainer: Trainer) -> dict[str, float]:
-    """What each ReduceLROnPlateau that steps at an epoch's end looks at."""
-    names = [config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau]
-    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+def due_plateaus(trainer: Trainer, epochs: int) -> dict[int, float]:
+    """Which ReduceLROnPlateau step after so many epochs, by their place among the schedules, and what they look at."""
+    if not trainer.lightning_module.automatic_optimization:
+        return {}
+    return {
+        index: float(trainer.callback_metrics[str(config.monitor)])
+        for index, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau and config.interval == "epoch" and epochs % config.frequency == 0
+        if config.monitor in trainer.callback_metrics
+    }
 
 
-def step_plateaus(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """What Lightning leaves out of an epoch that was resumed in its middle, or whose last checkpoint came before it.
-
-    To be called when `current_epoch` is the next one already.
-    """
-    model = trainer.lightning_module
-    for config in trainer.lr_scheduler_configs if model.automatic_optimization else []:
-        due = config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
-        if config.reduce_on_plateau and due and config.monitor in metrics:
-            model.lr_scheduler_step(config.scheduler, metrics[config.monitor])
+def step_plateaus(trainer: Trainer, due: Mapping[int, float]) -> None:
+    """What Lightning leaves out of an epoch that was resumed in its middle, or whose last checkpoint came before it."""
+    for index, metric in due.items():
+        trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
 
 
 def refuse_inexact(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
