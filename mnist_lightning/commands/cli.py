@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint, Who
 from mnist_lightning.runs.checks import Checks, stopped_early
 from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.console import ParameterCount, hush, progress
-from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, results_of, run_of, unclaim
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, results_of, run_of, training_in, unclaim
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
@@ -128,18 +129,19 @@ class CLI(LightningCLI):
         keep_freed_memory()
         self.typed: list[str] = sys.argv[1:] if args is None else list(args)
         self.parsers: list[LightningArgumentParser] = []  # one a subcommand, in their order
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,  # it refuses to resume into a folder, or lets `test` overwrite fit's config
-            seed_everything_default=0,
-            trainer_class=LimitedTrainer,
-            parser_class=Parser,
-            args=args,
-        )
+        with ExitStack() as self.held:  # the run's folder, while a fit trains in it
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,  # it refuses to resume into a folder, or lets `test` overwrite fit's config
+                seed_everything_default=0,
+                trainer_class=LimitedTrainer,
+                parser_class=Parser,
+                args=args,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         # weights_only is not for choosing: it is True, see checkpoints.py.
@@ -317,6 +319,8 @@ class CLI(LightningCLI):
                 raise
         else:
             self.folder = root  # only the first process writes
+        if self.fitting and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.held.enter_context(training_in(self.folder))
 
     def _give_back(self) -> None:
         if self.fitting and self.fresh and rank_zero_only.rank == 0:  # type: ignore[attr-defined]

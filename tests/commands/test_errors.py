@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch import Callback
 from running import refused
 
+from mnist_lightning.commands.exceptions import explain_exception
 from mnist_lightning.convnet import ConvNet
+from mnist_lightning.runs.folder import shown_path
 
 NOBODY = "http://127.0.0.1:1"  # a port that nothing listens on
 
@@ -216,7 +218,7 @@ FULL = OSError(28, "No space left on device")
 @pytest.mark.parametrize(("place", "error", "command", "message"), [
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source mnist --data.data_dir locked",
      "a folder to read and write: locked/MNIST/raw got .*Permission denied: 'locked/x' put .* or give --data.data_dir"),
-    ("pathlib.Path.mkdir", LOCKED, "fit --data.source digits", "the run's files got Permission denied: locked/x"),
+    ("pathlib.Path.mkdir", LOCKED, "fit --data.source digits", "a folder for runs got Permission denied: locked/x"),
     ("os.fsync", FULL, "fit --data.source digits", "to read and write the run's files got No space left on device"),
     ("torch.load", LOCKED, "test --ckpt_path whole.ckpt", "without read permission: whole.ckpt give --ckpt_path"),
 ], ids=lambda value: None)  # fmt: skip
@@ -226,3 +228,21 @@ def test_refusal_of_the_system_is_explained(
     """It is played: whoever runs the tests as root may write everywhere."""
     monkeypatch.setattr(place, Mock(side_effect=error))
     assert re.search(message, refused(*command.split()))
+
+
+@pytest.mark.parametrize(("error", "got"), [
+    (FileNotFoundError(2, "No such file or directory", b"runs/events"), "No such file or directory: runs/events"),
+    (OSError(2, "No such file or directory", 3), "No such file or directory"),
+    (OSError(18, "Invalid cross-device link", "a", None, b"b"), "Invalid cross-device link: a and b"),
+    (OSError(5, "Input/output error"), "Input/output error"),
+    (OSError("cannot send"), "cannot send"),
+])  # fmt: skip
+def test_error_of_the_system_is_explained_whatever_names_the_file(error: OSError, got: str) -> None:
+    assert f"\ngot {got}\n" in str(explain_exception(error))
+
+
+def test_path_is_shown_from_a_folder_that_was_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (folder / "gone").rmdir()
+    assert shown_path(folder / "a") == str(folder / "a")

@@ -5,7 +5,6 @@ after the checkpoint of an epoch's end, as by a kill. In one process and on few 
 test_reliability.py kills real processes.
 """
 
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import command, files, loaded, refused, rows
+from running import command, loaded, refused, rows
 
 from mnist_lightning import load_model
 from mnist_lightning.commands.cli import run
@@ -157,3 +156,45 @@ def test_stopped_and_resumed_is_the_whole_fit(
     assert [row for row in measured(stopped) if any(row.values())] == [
         row for row in measured(undisturbed) if any(row.values())]
     record_property("tried", f"Stopped in mid-epoch, after its last batch or at its end: {len(ROWS)} recipes")
+
+
+@pytest.mark.parametrize(("callback", "got"), [
+    ("ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured", "ModelPruning, whose masks and first weights"),
+    ("StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.01 --trainer.callbacks.swa_epoch_start=1",
+     "StochasticWeightAveraging after it began"),
+])  # fmt: skip
+def test_what_cannot_be_resumed_exactly_is_refused(
+    callback: str, got: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(f"{CALLBACK}{callback}", PLACES[0], monkeypatch)
+    message = refused("fit", "--ckpt_path", "last")
+    assert f"expected a run that can be resumed exactly got {got}" in message
+    assert "start a new run, or use --trainer.callbacks null" in message
+    command("fit", "--ckpt_path", "last", "--trainer.callbacks", "null", "--pictures", "false")
+
+
+def test_averaging_that_has_not_begun_is_resumed_exactly(
+    whole: Callable[[str], Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = f"{CALLBACK}StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.01 --trainer.callbacks.swa_epoch_start=2"
+    monkeypatch.setitem(ROWS, "averaged", row)
+    undisturbed = whole("averaged")
+    stopped = stop(row, "on_train_batch_end 3 SIGTERM", monkeypatch)
+    command("fit", "--ckpt_path", "last", "--pictures", "false")
+    assert state(stopped, "last") == state(undisturbed, "last")
+
+
+def test_run_of_version_0_2_goes_on_to_its_end(folder: Path) -> None:
+    """It was stopped at step 26 of 42, by the code of commit 0d05a6a; weights of another processor are only close."""
+    run = Path("lightning_logs", "Tiny-digits", "version_0")
+    shutil.copytree(Path(__file__).parent / "fixtures" / "version_0_2", run)
+    assert load_model(run / "checkpoints" / "best.ckpt").head.weight.shape == (10, 49)
+    command("fit", "--ckpt_path", "last", "--pictures", "false")
+    resumed = loaded(run / "checkpoints" / "last.ckpt")
+    settings = "--data.source digits --data.augment 1 --data.batch_size 64 --seed_everything 5 --pictures false"
+    schedule = "--model.scheduler OneCycleLR --model.scheduler.max_lr 0.2 --trainer.max_epochs 2"
+    command("fit", *f"{TINY} {settings} {schedule} --trainer.accelerator cpu".split())
+    undisturbed = loaded(run.with_name("version_1") / "checkpoints" / "last.ckpt")
+    assert resumed["global_step"] == undisturbed["global_step"] == 42
+    for name, value in undisturbed["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value)
