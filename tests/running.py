@@ -52,8 +52,8 @@ def command(*args: object) -> str:
 class Few(MNISTDataModule):
     """80 digits to train on, 20 to validate, 40 to test."""
 
-    def __init__(self) -> None:
-        super().__init__(batch_size=16, val_size=20)
+    def __init__(self, augment: float = 0.0) -> None:
+        super().__init__(batch_size=16, val_size=20, augment=augment)
 
     def load(self) -> Digits:
         train, test = load_digits()

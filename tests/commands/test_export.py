@@ -141,6 +141,7 @@ def test_what_cannot_be_exported_is_explained_and_not_written(
 
 @pytest.mark.parametrize(("args", "message"), [
     (["--output", "model.h5"], "expected --output to end in .onnx, .pt2, .safetensors\n       got model.h5"),
+    (["--output", "http://x/model.pt2"], "expected --output on this machine\n       got http://x/model.pt2"),
     (["--outptu", "model.pt2"], "did you mean --output?"),
     ([], "expected --output"),
 ])  # fmt: skip

@@ -305,7 +305,7 @@ FULL = OSError(28, "No space left on device")
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source mnist --data.data_dir locked",
      "a folder to read and write: locked/MNIST/raw | …Permission denied: 'locked/x' | put … or give --data.data_dir …"),
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source digits",
-     "to read and write the run's files | Permission denied: locked/x | choose another place, or mend it."),
+     "a folder for runs | Permission denied: locked/x | move it away, or …"),
     ("os.fsync", FULL, "fit --data.source digits", "… | No space left on device | choose another place, or mend it."),
     ("torch.load", LOCKED, "test --ckpt_path whole.ckpt",
      f"{OURS} | a file without read permission: whole.ckpt | {OTHER_FILE}"),

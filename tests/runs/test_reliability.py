@@ -266,8 +266,8 @@ def test_two_fits_at_the_same_moment_get_a_folder_each(whole: Any, tmp_path: Pat
     pytest.param("SIGTERM", "on_train_batch_start 8", 8, id="SIGTERM", marks=slow),
     *(pytest.param(name, *place, marks=slow, id=f"{name} {place[0]}") for name in ("SIGTERM", "SIGINT") for place in (
         ("on_train_batch_start 14", 14), ("on_train_batch_start 1", 1), ("on_before_optimizer_step 5", 5),
-        ("on_train_batch_end 4", 4), ("on_train_batch_end 10", 10), ("on_train_epoch_start 2", 11),
-        ("on_validation_start 2", 11), ("on_validation_batch_end 2", 11), ("on_validation_end 2", 11),
+        ("on_train_batch_end 4", 4), ("on_train_batch_end 10", 10), ("on_train_epoch_start 2", 10),
+        ("on_validation_start 2", 10), ("on_validation_batch_end 2", 10), ("on_validation_end 2", 10),
         ("on_validation_start 3", 20),
     )),
     pytest.param("SIGTERM+SIGTERM", "on_train_batch_start 8", 8, marks=slow, id="SIGTERM twice"),
