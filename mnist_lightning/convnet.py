@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from mnist_lightning.classifier import DigitClassifier, LabelSmoothing, check_images
+from mnist_lightning.classifier import DigitClassifier, LabelSmoothing, wrong_images
 
 MEAN = 0.1307  # of MNIST's 60,000 training images, pixels in [0, 1]
 STD = 0.3081
@@ -44,7 +44,8 @@ class ConvNet(DigitClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of uint8 images (B, 1, 28, 28)."""
-        check_images(images)
+        if images.dtype != torch.uint8 or images.shape[1:] != (1, 28, 28):
+            raise wrong_images("uint8 images (B, 1, 28, 28), 0 to 255", images)
         x = (images.to(self.fc2.weight.dtype) / 255 - MEAN) / STD
         x = self.relu(self.conv1(x))  # (B, 32, 28, 28)
         x = self.pool(x)  # (B, 32, 14, 14)

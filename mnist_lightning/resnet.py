@@ -5,6 +5,7 @@ momentum 0.9.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from mnist_lightning.classifier import DigitClassifier, LabelSmoothing, check_images
-from mnist_lightning.data import Features
+from mnist_lightning.classifier import DigitClassifier, LabelSmoothing, wrong_images
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely
 from mnist_lightning.sources import imagenet_weights
@@ -28,6 +28,17 @@ STD = (0.229, 0.224, 0.225)
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 28), ("<=", 512)])
 TrainableLayers = restricted_number_type("TrainableLayers", int, [(">=", 0), ("<=", 5)])
 LearningRateFactor = restricted_number_type("LearningRateFactor", float, [(">", 0), ("<=", 1)])
+
+
+@dataclass
+class Features:
+    """The output of a model's frozen layers, given to it in the place of images; see finetuning/features.py."""
+
+    values: Tensor  # float (B, *D)
+    layers: int  # how many layers the images have passed
+
+    def __getitem__(self, index: int | list[int]) -> "Features":
+        return Features(self.values[index], self.layers)
 
 
 class ResNet18(DigitClassifier):
@@ -69,10 +80,11 @@ class ResNet18(DigitClassifier):
         label_smoothing: LabelSmoothing = 0.0,
         num_classes: PositiveInt = 10,
     ) -> None:
+        weights = str(weights)  # a checkpoint holds no Path
         super().__init__(optimizer, scheduler, label_smoothing, num_classes)
         from torchvision.models import resnet18
 
-        self.weights, self.image_size, self.cache_features = str(weights), image_size, cache_features
+        self.weights, self.image_size, self.cache_features = weights, image_size, cache_features
         self.trainable_layers, self.backbone_lr_factor = trainable_layers, backbone_lr_factor
         self.has_weights = False
         self.backbone = net = resnet18()
@@ -85,8 +97,9 @@ class ResNet18(DigitClassifier):
 
     def forward(self, images: Tensor | Features) -> Tensor:
         """Logits (B, num_classes) of uint8 images (B, 1, 28, 28), or of what the frozen layers made of them."""
-        x, passed = images if isinstance(images, Features) else (self.prepare(images), 0)
-        for layer in self.layers[passed:]:
+        features = images if isinstance(images, Features) else Features(self.prepare(images), layers=0)
+        x = features.values
+        for layer in self.layers[features.layers :]:
             x = layer(x)
         return self.head(self.norm(x))
 
@@ -96,7 +109,8 @@ class ResNet18(DigitClassifier):
         Raises:
             UserError: the images are of another kind, or the backbone has no weights yet.
         """
-        check_images(images)
+        if images.dtype != torch.uint8 or images.shape[1:] != (1, 28, 28):
+            raise wrong_images("uint8 images (B, 1, 28, 28), 0 to 255", images)
         if not self.has_weights:
             remedy = "call model.load_pretrained(), fit it, or load a checkpoint."
             raise UserError("a backbone with its weights loaded", "a ResNet18 that was only just built", remedy)
@@ -122,6 +136,8 @@ class ResNet18(DigitClassifier):
 
     def train_layers(self, count: int) -> None:
         """Trains the last `count` of the backbone's five layers from now on, and freezes those before."""
+        if not 0 <= count <= 5:
+            raise UserError("trainable_layers from 0 to 5", str(count), "give fewer.")
         self.backbone.requires_grad_(False)
         for layer in self.layers[5 - count : 5]:
             layer.requires_grad_(True)
@@ -134,7 +150,6 @@ class ResNet18(DigitClassifier):
         return self
 
     def on_fit_start(self) -> None:
-        super().on_fit_start()
         self.load_pretrained()
 
     def load_pretrained(self) -> None:

@@ -43,7 +43,7 @@ class Training(Command):
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         super().build(model, data)
         if isinstance(data, MNISTDataModule):
-            data.prepare_data()
+            data.setup("fit")
             if "source" in self.settings.data.init_args:
                 self.settings.data.init_args.source = data.source  # auto is settled now
         if self.saved is None and isinstance(model, ResNet18):

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.command import Command, as_list
 from mnist_lightning.commands.messages import unfit
 from mnist_lightning.commands.parser import class_of
@@ -39,8 +40,6 @@ def typed(command: Command) -> Iterator[Reason]:
         yield "--lr_find with a new fit", command.name, "leave out one of the two."
     if saved is not None and command.alone:
         yield "--lr_find with a new fit", "--ckpt_path as well", "leave out one of the two."
-    if saved is not None:
-        yield from what_cannot_win(settings, command.saved_settings, command.trains)
     if saved is not None and command.trains and not saved.can_be_resumed:
         got = f"{saved.path}, which holds the weights alone"
         yield "a checkpoint to go on from", got, "start a new run, without --ckpt_path."
@@ -48,6 +47,8 @@ def typed(command: Command) -> Iterator[Reason]:
         got = f"{saved.path}, which was trained from Python"
         remedy = "resume it from Python: trainer.fit(model, data, ckpt_path=...)."
         yield "a checkpoint that tells its optimizer and its other settings", got, remedy
+    if saved is not None:
+        yield from what_cannot_win(settings, command.saved_settings, command.trains)
 
     if class_of(settings.data.class_path) is Photos and command.needs_labels:
         remedy = "use Photos with predict; leave out --data to have MNIST."
@@ -63,8 +64,8 @@ def typed(command: Command) -> Iterator[Reason]:
         yield f"a checkpoint to {command.name}", "none", "add --ckpt_path FILE, or best or last for the newest run."
     if not command.trains:
         if trainer.barebones:
-            what = "metrics" if command.measures else "callbacks"
-            yield f"{what} to {command.name} with", "--trainer.barebones true, which has none", "leave it out."
+            what, does = ("metrics", "logs") if command.measures else ("files", "writes")
+            yield f"{what} to {command.name} with", f"--trainer.barebones true, which {does} none", "leave it out."
         return
 
     for callback in as_list(trainer.callbacks) if saved is not None else []:
@@ -94,7 +95,9 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
         now, then = (json.loads(json.dumps(of[key], default=plain)) for of in (settings.as_dict(), saved))
         same = now["class_path"] == then["class_path"] or is_class(then["class_path"], class_of(now["class_path"]))
         if not same and (key == "model" or resuming):
-            remedy = f"leave out --{key}, or change it; or name its class, if you trust the file."
+            remedy = f"leave out --{key}, or change it."
+            if then["class_path"].rpartition(".")[0] not in sys.modules:  # of a file from elsewhere
+                remedy = f"if you trust the file, name its class: --{key} {then['class_path']}."
             yield f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", remedy
         for name, value in now.get("init_args", {}).items() if same else ():
             was = (then.get("init_args") or {}).get(name, value)
@@ -109,7 +112,8 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
 def built(model: LightningModule, saved: Saved | None) -> Iterator[Reason]:
     """Of the model, before anything is written."""
     later = ("configure_model", "setup", "on_load_checkpoint")  # where layers or names may come from
-    if saved is not None and not any(is_overridden(hook, model) for hook in later):
+    base = DigitClassifier if isinstance(model, DigitClassifier) else LightningModule
+    if saved is not None and not any(is_overridden(hook, model, base) for hook in later):
         try:
             copy.deepcopy(model).load_state_dict(saved.state_dict, strict=model.strict_loading)
         except RuntimeError as error:

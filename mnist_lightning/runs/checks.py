@@ -12,8 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_lightning.classifier import DigitClassifier, check_images
-from mnist_lightning.convnet import ConvNet
+from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import Reason, refuse
 from mnist_lightning.resnet import ResNet18
@@ -105,8 +104,6 @@ def of_batch(trainer: Trainer, model: LightningModule, batch: Any, step: str) ->
         return
     owner = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
     images, *rest = batch if isinstance(batch, (tuple, list)) else [batch]
-    if isinstance(model, (ConvNet, ResNet18)) and isinstance(images, Tensor):
-        check_images(images, owner)
     if step == "predict_step":
         return
 

@@ -34,6 +34,9 @@ class Example(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # as "uint8"
 
+    def __str__(self) -> str:
+        return f"{self.dtype} (B, {', '.join(map(str, self.shape))})"
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return vars(torch)[self.dtype]
@@ -67,7 +70,8 @@ class Saved:
         content = load_safely(self.path, EXPECTED, REMEDY)
         self.content: dict[str, Any] = content if isinstance(content, dict) else {}
         self.settings = self._get("mnist_lightning", {}, has_classes)
-        self.class_path: str | None = self._get("class_path", None, lambda value: isinstance(value, str))
+        class_path = self.content.get("class_path")
+        self.class_path = class_path if isinstance(class_path, str) else None
         if not (self.settings or self.class_path) or not isinstance(self.content.get("state_dict"), dict):
             raise UserError(EXPECTED, f"{path}, which is something else", REMEDY)
         self.state_dict: dict[str, Any] = self.content["state_dict"]

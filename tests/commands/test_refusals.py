@@ -146,7 +146,7 @@ REFUSED: dict[str, dict[str, str]] = {
         # Wrong type or range
         "fit --data.batch_size 0": "--data.batch_size to be a number >0 | 0",
         "fit --data.batch_size many": "--data.batch_size to be a whole number | many",
-        "fit --data.val_size -1": "--data.val_size to be a number >=0 or a number >0 and <1 | -1",
+        f"{DIGITS} --data.val_size -1": "a val_size from 0 to 1436 images | -1 | give --data.val_size 0.1, a tenth.",
         "fit --data.val_size 1.5": "--data.val_size to be a whole number or a number >0 and <1 | 1.5",
         f"{DIGITS} --data.val_size 60000":
             "a val_size from 0 to 1436 images | 1437 | give --data.val_size 0.1, a tenth.",
@@ -263,8 +263,8 @@ REFUSED: dict[str, dict[str, str]] = {
     "letters": {
         f"fit {READER} --model.num_classes 25":
             "labels from 0 to 24 | …from Letters | give --model.num_classes, or mend the labels.",
-        f"fit {READER.replace('foreign_project.models.Reader', 'ConvNet')}":
-            "uint8 images (B, 1, 28, 28), 0 to 255 | float32 (8, 3, 40, 40) from Letters, in [0…, 1] | give …",
+        f"fit {READER.replace('foreign_project.models.Reader', 'ConvNet')} --model.num_classes 26":
+            "uint8 images (B, 1, 28, 28), 0 to 255 | float32 (8, 3, 40, 40), in [0…, 1] | give …",
         f"fit {READER} --monitor val/f2":
             f"a metric to monitor | val/f2; the model logs …val/acc, val/f1, val/loss | {METRIC}",
         f"fit {READER.replace('Reader', 'Plain')}":
@@ -272,7 +272,7 @@ REFUSED: dict[str, dict[str, str]] = {
     },
     "reader": {
         f"{PHOTOS} letters/test":
-            "a model of uint8 images (B, 1, 28, 28) for Photos | one of float32 (B, *[3, 40, 40]) | give …",
+            "a model of uint8 images (B, 1, 28, 28) for Photos | one of float32 (B, 3, 40, 40) | give …",
     },
 }  # fmt: skip
 ROWS = [(beside, typed) for beside, rows in REFUSED.items() for typed in rows]

@@ -134,3 +134,14 @@ def test_folder_that_the_data_moved_to_is_taken_and_none_other() -> None:
     assert last(Path("lightning_logs", "ConvNet", "version_0"))["epoch"] == 1
     message = refused("fit", "--ckpt_path", "last", "--data.root", "elsewhere")
     assert "--data.root as in the checkpoint: there got elsewhere" in message
+
+
+@pytest.mark.parametrize("val_size", [0, 0.2, 5000])
+def test_val_size_in_config_yaml_is_the_one_that_was_typed(val_size: float, folder: Path) -> None:
+    command("fit", *SHORT, "--data.val_size", val_size, "--trainer.max_epochs", 1)
+    for _ in range(2):
+        written = yaml.safe_load((RUN / "config.yaml").read_text())["data"]["init_args"]["val_size"]
+        assert (written, type(written)) == (val_size, type(val_size))
+        shutil.move(RUN / "config.yaml", "c.yaml")
+        shutil.rmtree("lightning_logs")
+        command("fit", "--config", "c.yaml")

@@ -1,21 +1,25 @@
 """DigitClassifier in a plain Trainer: its metrics, its optimizer and schedule, and what a checkpoint knows of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
+from lightning.pytorch.loggers import CSVLogger
+from running import rows
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import Images, MNISTDataModule
-from mnist_lightning.errors import UserError
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.loader import Images
 
 FIT = {"max_epochs": 2, "limit_train_batches": 3}
 
@@ -31,8 +35,8 @@ def named(scheduler: str, **arguments: Any) -> ConvNet:
     return LightningCLI(ConvNet, run=False, args=args, auto_configure_optimizers=False).model
 
 
-class At(Callback):
-    """Does something after a step."""
+class At(Checkpoint):
+    """Does something after a step, as the last callback."""
 
     def __init__(self, step: int, action: Callable[[Trainer], None]) -> None:
         self.step, self.action = step, action
@@ -77,10 +81,57 @@ def test_metrics_are_means_over_all_images_of_an_epoch(quiet: Callable) -> None:
 def test_training_accuracy_is_of_this_fit_where_an_earlier_one_was_cut_short(quiet: Callable) -> None:
     model, data = standing_still(), digits()
     with pytest.raises(RuntimeError, match="stopped by a test"):
-        quiet(max_epochs=1, callbacks=At(2, fail)).fit(model, data)
+        quiet(max_epochs=1, callbacks=At(2, fail), enable_checkpointing=True).fit(model, data)
     trainer = quiet(max_epochs=1)
     trainer.fit(model, data)
     assert trainer.callback_metrics["train/acc"] == formula(model, data.train_set)["acc"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
+def test_means_of_an_epoch_that_was_resumed_in_its_middle_are_over_all_of_it(
+    settings: dict[str, Any], quiet: Callable, tmp_path: Path
+) -> None:
+    """88 images in six batches, the last of 8."""
+    data = digits()
+    saves = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        stopped = quiet(max_epochs=1, callbacks=[saves, At(3, fail)], enable_checkpointing=True, **settings)
+        stopped.fit(standing_still(), data)
+    model = standing_still()
+    trainer = quiet(max_epochs=1, **settings)
+    trainer.fit(model, data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    assert {name: trainer.callback_metrics[f"train/{name}"] for name in ("loss", "acc")} == formula(
+        model, data.train_set
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
+def test_training_means_are_over_the_images_of_all_processes(resumed: bool, quiet: Callable, tmp_path: Path) -> None:
+    data, model = digits(), standing_still()
+    saves = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
+    two = {"max_epochs": 1, "strategy": "ddp_fork", "devices": 2}
+    trainer = quiet(**two, callbacks=saves, enable_checkpointing=True)
+    trainer.fit(model, data)
+    if resumed:
+        trainer = quiet(**two)
+        trainer.fit(model, data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    data.setup("fit")
+    assert {name: trainer.callback_metrics[f"train/{name}"] for name in ("loss", "acc")} == formula(
+        model, data.train_set
+    )
+
+
+@pytest.mark.parametrize(("settings", "steps"), [
+    ({}, [2, 4, 6]), ({"accumulate_grad_batches": 2}, [2]), ({"log_every_n_steps": 0}, []),
+])  # fmt: skip
+def test_loss_of_a_step_is_logged_where_metrics_are_logged_anyway(
+    settings: dict[str, Any], steps: list[int], quiet: Callable, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path)
+    quiet(**{"max_epochs": 1, "log_every_n_steps": 2, "logger": logger, **settings}).fit(standing_still(), digits())
+    logged = rows(Path(logger.log_dir, "metrics.csv"))
+    assert [int(row["step"]) + 1 for row in logged if row.get("train/loss_step")] == steps
 
 
 class OwnStep(ConvNet):
@@ -164,7 +215,7 @@ def test_fit_resumed_in_mid_epoch_keeps_its_place_in_the_data_and_in_the_schedul
     torch.manual_seed(0)
     whole = named("OneCycleLR", max_lr=0.1)
     saves = At(4, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
-    quiet(**FIT, callbacks=saves).fit(whole, digits())
+    quiet(**FIT, callbacks=saves, enable_checkpointing=True).fit(whole, digits())
     resumed = named("OneCycleLR", max_lr=0.1)
     trainer = quiet(**FIT)
     trainer.fit(resumed, digits(), ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
@@ -199,24 +250,19 @@ def test_checkpoint_holds_model_class_and_settings_as_plain_values(saved: Callab
     assert MNISTDataModule.load_from_checkpoint(path, weights_only=True).batch_size == 16
 
 
-@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
-def test_function_from_python_is_asked_for_again_when_its_model_is_trained_further(
-    name: str, saved: Callable, quiet: Callable
-) -> None:
-    function = {"optimizer": lambda params: Adam(params), "scheduler": lambda optimizer: StepLR(optimizer, 1)}[name]
-    path = saved(ConvNet(**{name: function}))
-    with pytest.warns(UserWarning, match=f"The checkpoint's {name} was a Python function, .* pass {name}="):
-        model = ConvNet.load_from_checkpoint(path, weights_only=True)
-    quiet(limit_test_batches=1).test(model, digits(), verbose=False)
-    with pytest.raises(UserError, match=rf"expected the {name} to train with\ngot .*\npass {name}= when you load"):
-        quiet(**FIT).fit(model, digits())
-    again = ConvNet.load_from_checkpoint(path, weights_only=True, **{name: function})
-    quiet(max_epochs=2, limit_train_batches=1).fit(again, digits(), ckpt_path=path, weights_only=True)
-    assert again.global_step == 2
+@pytest.mark.parametrize("resuming", [True, False])
+def test_model_that_goes_on_with_another_optimizer_says_so(resuming: bool, saved: Callable, quiet: Callable) -> None:
+    path = saved(ConvNet(optimizer=lambda params: Adam(params)))
+    given = {"ckpt_path": path, "weights_only": True} if resuming else {}
+    again = ConvNet.load_from_checkpoint(path, weights_only=True, optimizer=lambda params: Adam(params))
+    quiet(max_epochs=2, limit_train_batches=1).fit(again, digits(), **given)
+    other = ConvNet() if resuming else ConvNet.load_from_checkpoint(path, weights_only=True)
+    with pytest.warns(UserWarning, match="Trained with Adam so far, and from now on with SGD"):
+        with suppress(KeyError):  # of SGD, which gets Adam's settings
+            quiet(max_epochs=2, limit_train_batches=1).fit(other, digits(), **given)
 
 
-def test_default_optimizer_and_one_by_name_come_back_with_the_checkpoint(saved: Callable, quiet: Callable) -> None:
-    for model in (ConvNet(), named("StepLR", step_size=1)):
-        again = ConvNet.load_from_checkpoint(saved(model), weights_only=True)
-        quiet(**FIT).fit(again, digits())
-        assert again.global_step == 6
+def test_checkpoint_of_the_default_optimizer_is_trained_further(saved: Callable, quiet: Callable) -> None:
+    again = ConvNet.load_from_checkpoint(saved(ConvNet()), weights_only=True)
+    quiet(**FIT).fit(again, digits())
+    assert again.global_step == 6
