@@ -58,6 +58,7 @@ class ImagesDataModule(LightningDataModule):
     """
 
     eval_batch_size = 250  # images; divides 5,000 and 10,000
+    augment: float = 0.0  # how much training images are changed at random, anew at each step
     train_set: Images
     val_set: Images
     test_set: Images

@@ -173,10 +173,5 @@ def points(run_folder: Path, tag: str) -> list[float]:
     return [point.value for point in events(run_folder).Scalars(tag)]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """As the package reads it."""
-    return Saved(path).content
-
-
 def last(run_folder: Path = RUN) -> dict[str, Any]:
     return loaded(run_folder / "checkpoints" / "last.ckpt")

@@ -40,8 +40,6 @@ from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, refuse, report
 from mnist_lightning.finetuning.unfreezing import GradualUnfreezing  # noqa: F401  to be known by its short name
-from mnist_lightning.photos import Photos  # noqa: F401  likewise
-from mnist_lightning.resnet import ResNet18  # noqa: F401
 from mnist_lightning.runs.console import hush
 from mnist_lightning.runs.folder import find_checkpoint
 from mnist_lightning.runs.memory import keep_freed_memory
@@ -202,7 +200,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         command = self.command
-        refuse(built(self.model, command.saved))
+        refuse(built(self.model, self.datamodule, command))
         command.build(self.model, self.datamodule)
         given = self.config_init[self.subcommand]["trainer"]
         callbacks = command.callbacks(given)

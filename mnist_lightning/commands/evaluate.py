@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from mnist_lightning.commands.command import Command, as_list
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.loader import ImagesDataModule
+from mnist_lightning.photos import ImageFolder
 from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.runs.folder import quoted, results_of
 from mnist_lightning.runs.logger import RunLogger
@@ -78,12 +80,14 @@ def measured_on(trainer: Trainer, data: LightningDataModule, part: str) -> str:
         used, loaders, kind = trainer.num_val_batches, trainer.val_dataloaders, "validation"
     sizes = [sized_len(loader) for loader in CombinedLoader(loaders).flattened] if loaders is not None else []
     portion = "a part of " if any(n < (size or 0) for n, size in zip(as_list(used), sizes, strict=False)) else ""
-    if not isinstance(data, MNISTDataModule):
+    if not isinstance(data, ImagesDataModule):
         return f"{portion}the {kind} images of {type(data).__name__}"
     if loaders is None:  # --trainer.strategy ddp_spawn: other processes had them
         data.setup(part)
     count = f"{len(data.test_set if part == 'test' else data.val_set):,} {kind}"
-    if data.source == "mnist":
+    source = data.source if isinstance(data, MNISTDataModule) else None
+    if source == "mnist":
         return f"{portion}MNIST's {count} images"
-    owner = "scikit-learn's digits, not MNIST" if data.source == "digits" else type(data).__name__
-    return f"{portion}the {count} images of {owner}"
+    if source == "digits":
+        return f"{portion}the {count} images of scikit-learn's digits, not MNIST"
+    return f"{portion}the {count} {'pictures' if isinstance(data, ImageFolder) else 'images'} of {type(data).__name__}"

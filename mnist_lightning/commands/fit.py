@@ -17,15 +17,23 @@ from mnist_lightning.commands.evaluate import measured_on, merge_metrics, say_re
 from mnist_lightning.commands.parser import class_of
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.finetuning.features import FeatureCache
+from mnist_lightning.loader import ImagesDataModule
+from mnist_lightning.photos import ImageFolder
 from mnist_lightning.pictures.callback import Pictures
-from mnist_lightning.resnet import ResNet18
+from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint
 from mnist_lightning.runs.checks import stopped_early
+from mnist_lightning.runs.classes import named_classes
 from mnist_lightning.runs.folder import LOGS, claim, quoted, run_of
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.saved import Saved
 from mnist_lightning.runs.state import RunState, write_settings
+
+YOUR_OWN: dict[type, tuple[str, str]] = {  # how a model is tried on more of what it was trained on
+    MNISTDataModule: ("Your digits", "--data Photos --data.path PHOTO_OR_FOLDER"),
+    ImageFolder: ("Your pictures", "--data ImageFolder --data.path PICTURE_OR_FOLDER"),
+}
 
 
 class Training(Command):
@@ -39,14 +47,17 @@ class Training(Command):
         unlimited = trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None
         if unlimited and inspect.isclass(model) and issubclass(model, DigitClassifier):
             trainer.max_epochs = model.default_epochs
+        init_args = self.settings.model.get("init_args", {})
+        if init_args.get("num_classes", 0) is None and (names := names_of_classes(self.settings.data)):
+            init_args.num_classes = len(names)
 
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         super().build(model, data)
-        if isinstance(data, MNISTDataModule):
+        if isinstance(data, ImagesDataModule):
             data.setup("fit")
-            if "source" in self.settings.data.init_args:
-                self.settings.data.init_args.source = data.source  # auto is settled now
-        if self.saved is None and isinstance(model, ResNet18):
+        if isinstance(data, MNISTDataModule) and "source" in self.settings.data.init_args:
+            self.settings.data.init_args.source = data.source  # auto is settled now
+        if self.saved is None and isinstance(model, PretrainedClassifier):
             model.load_pretrained()
 
     def options(self, given: Any, callbacks: list[Callback]) -> dict[str, Any]:
@@ -56,7 +67,7 @@ class Training(Command):
         return options
 
     def callbacks(self, given: Any) -> list[Callback]:
-        return super().callbacks(given) + ([FeatureCache()] if isinstance(self.model, ResNet18) else [])
+        return super().callbacks(given) + ([FeatureCache()] if isinstance(self.model, PretrainedClassifier) else [])
 
 
 class Fit(Training):
@@ -142,9 +153,10 @@ class Fit(Training):
                 if self.pictures is not None:
                     self.pictures.report(run / "report.png", boards[0].rows)
             print(f"Dashboards     tensorboard --logdir {quoted(folder)}")
-        if best is not None and isinstance(self.data, MNISTDataModule) and isinstance(self.model, DigitClassifier):
-            kept = f"--ckpt_path {quoted(best)} --data Photos --data.path PHOTO_OR_FOLDER"
-            print(f"Your digits    python -m mnist_lightning predict {kept}")
+        yours = next((words for kind, words in YOUR_OWN.items() if isinstance(self.data, kind)), None)
+        if best is not None and yours is not None and isinstance(self.model, DigitClassifier):
+            title, options = yours
+            print(f"{title:<14} python -m mnist_lightning predict --ckpt_path {quoted(best)} {options}")
         if isinstance(self.data, MNISTDataModule) and self.data.fell_back:
             print("WARNING: this was not MNIST, which isn't available, but scikit-learn's 1,797 digits.")
 
@@ -162,6 +174,14 @@ class TrialFit(Training):
     def __call__(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.fit(**kwargs)
         print("A trial run: no checkpoint, no test.")
+
+
+def names_of_classes(data: Any) -> list[str]:
+    """What a datamodule calls its classes, as far as that is known before it is built."""
+    cls = class_of(data.class_path)
+    if inspect.isclass(cls) and issubclass(cls, ImageFolder):
+        return cls(**data.init_args).class_names  # from the names of folders
+    return named_classes(cls)
 
 
 def longer(trainer: Trainer) -> str:

@@ -17,12 +17,12 @@ from lightning.pytorch.tuner import Tuner
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.photos import Photos
+from mnist_lightning.photos import ImageFolder, Photos
 from mnist_lightning.resnet import ResNet18
 
 CLASSES: dict[str, tuple[type, list[type]]] = {  # that are known by their short names
     "model": (LightningModule, [ConvNet, ResNet18]),
-    "data": (LightningDataModule, [MNISTDataModule, Photos]),
+    "data": (LightningDataModule, [MNISTDataModule, ImageFolder, Photos]),
 }
 
 

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -24,7 +24,8 @@ from mnist_lightning.commands.messages import unfit
 from mnist_lightning.commands.parser import class_of
 from mnist_lightning.errors import Reason
 from mnist_lightning.photos import Photos
-from mnist_lightning.runs.saved import MNIST_EXAMPLE, Saved
+from mnist_lightning.runs.classes import named_classes
+from mnist_lightning.runs.saved import MNIST_EXAMPLE
 
 ALONE: dict[str, Any] = {  # settings of the Trainer that looking for a learning rate makes itself
     "fast_dev_run": False, "accumulate_grad_batches": 1, "overfit_batches": 0, "max_steps": -1, "max_time": None,
@@ -109,8 +110,13 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
                 yield f"--{key}.{name} as in the checkpoint: {was}", str(value), remedy
 
 
-def built(model: LightningModule, saved: Saved | None) -> Iterator[Reason]:
-    """Of the model, before anything is written."""
+def built(model: LightningModule, data: LightningDataModule, command: Command) -> Iterator[Reason]:
+    """Of model and data, before anything is written."""
+    saved, names = command.saved, named_classes(data)
+    if command.trains and names and isinstance(model, DigitClassifier) and model.num_classes != len(names):
+        got = f"--model.num_classes {model.num_classes}"
+        yield f"a model of {len(names)} classes, as the data has", got, "leave it out: it follows the data."
+
     later = ("configure_model", "setup", "on_load_checkpoint")  # where layers or names may come from
     base = DigitClassifier if isinstance(model, DigitClassifier) else LightningModule
     if saved is not None and not any(is_overridden(hook, model, base) for hook in later):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pictures import figures
 from mnist_lightning.pictures.figures import Answers, evaluated, feature_maps, grid, merged, thumbnails
-from mnist_lightning.resnet import Features
+from mnist_lightning.pretrained import Features
 from mnist_lightning.runs.classes import class_names
 
 EMBEDDED = 1000  # test images in the projector

@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import Reason, refuse
-from mnist_lightning.resnet import ResNet18
+from mnist_lightning.loader import ImagesDataModule
+from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, unknown_metric
 
 
@@ -61,12 +62,13 @@ class Checks(Callback):
 
 def of_processes(trainer: Trainer) -> Iterator[Reason]:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if trainer.world_size == 1 or not isinstance(data, MNISTDataModule):
+    if trainer.world_size == 1 or not isinstance(data, ImagesDataModule):
         return
 
-    first = trainer.strategy.broadcast(data.source)
-    if data.source != first:  # auto, on a host without the files
-        yield f"the same data on every host ({first})", data.source, "give --data.source."
+    if isinstance(data, MNISTDataModule):
+        first = trainer.strategy.broadcast(data.source)
+        if data.source != first:  # auto, on a host without the files
+            yield f"the same data on every host ({first})", data.source, "give --data.source."
 
     fewest = min(len(part) for part in (data.train_set, data.val_set, data.test_set) if len(part))
     if fewest < trainer.world_size:
@@ -75,7 +77,7 @@ def of_processes(trainer: Trainer) -> Iterator[Reason]:
 
 
 def of_averaging(trainer: Trainer, model: LightningModule) -> Iterator[Reason]:
-    if averages_at_the_end(trainer) and isinstance(model, ResNet18) and model.frozen:
+    if averages_at_the_end(trainer) and isinstance(model, PretrainedClassifier) and model.frozen:
         got = "a frozen backbone, whose statistics it would reset"
         remedy = "use EMAWeightAveraging, or train all: --model.trainable_layers 5."
         yield "BatchNorm layers that StochasticWeightAveraging can compute anew", got, remedy

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.finetuning import features
-from mnist_lightning.finetuning.features import FeatureCache, file_of
+from mnist_lightning.finetuning.features import FeatureCache, file_of, keep, read
 from mnist_lightning.resnet import ResNet18
 
 TRAIN, VAL, TEST = 40, 5, 360  # images
@@ -136,8 +136,9 @@ OFF: dict[str, dict[str, Any]] = {  # the reason, and the model's, the Trainer's
     "the model is in torch.float64": {"trainer": {"precision": "64-true"}},
     "--data.augment changes the images at each step": {"data": lambda: digits(augment=1)},
     "the images aren't in memory as Images": {"data": lambda: FewerTests(source="digits", train_size=TRAIN)},
-    "the images don't come from MNISTDataModule": {"data": lambda: DataLoader(TensorDataset(*some()), batch_size=16)},
+    "the images don't come from an ImagesDataModule": {"data": lambda: DataLoader(TensorDataset(*some()), batch_size=16)},
     "they would take 0.0 GB": {},
+    "there is no home directory to keep them in: set XDG_CACHE_HOME": {},
 }
 
 
@@ -148,12 +149,15 @@ def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(
 ) -> None:
     if "GB" in reason:
         monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
+    if "home" in reason:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("Could not determine home directory.")))
     given = {"model": {}, "trainer": {}, "data": digits, **OFF[reason]}
     done = fit(quiet, model=resnet(**given["model"]), data=given["data"](), **given["trainer"], max_epochs=2)
     (line,) = (line for line in done.said.splitlines() if "Features" in line)
     assert line.startswith("Features of the frozen layers are not cached: ") and reason in line
     assert sum(done.passes) >= 2 * TRAIN and done.trainer.global_step >= 6
-    assert not files()
+    assert "home" in reason or not files()
 
 
 # ---- Kept on disk
@@ -161,6 +165,7 @@ def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(
 
 def test_name_changes_with_all_that_determines_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = resnet(), torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+    model.load_pretrained()
     names = [file_of(model, images, "32-true"), file_of(model, images, "bf16-mixed")]
     assert file_of(model, images, "32-true") == names[0]
     last_weight, statistic = model.backbone.layer4[1].conv2.weight.data, model.backbone.layer1[0].bn1.running_var
@@ -177,11 +182,21 @@ def test_name_changes_with_all_that_determines_the_features(monkeypatch: pytest.
 
 
 def test_damaged_file_is_noticed_and_computed_again(quiet: Callable) -> None:
-    """Of many damages, see test_reliability.py; here the fit that goes on."""
     first = fit(quiet)
     path = max(files(), key=lambda path: path.stat().st_size)  # the training images' features
     whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    shape = (TRAIN, 512)
+    values = read(path, shape)
+    assert values is not None and read(path, (TRAIN + 1, 512)) is None and read(path, (TRAIN, 64)) is None
+    middle = len(whole) // 2
+    damaged = [whole[:-100], b"", whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]]
+    others = {"features": 0 * values, "sha256": torch.load(path)["sha256"]}, {"weights": 1}, values
+    for something_else in others:
+        torch.save(something_else, path)
+        damaged.append(path.read_bytes())
+    for content in damaged:
+        path.write_bytes(content)
+        assert read(path, shape) is None
     second = fit(quiet)
     assert sum(second.passes) == TRAIN
     assert path.read_bytes() == whole
@@ -196,6 +211,16 @@ def test_file_that_fails_to_be_written_costs_only_the_next_fit(
     assert done.trainer.global_step == 3
     assert "Features are not kept for the next run: [Errno 28] No space left on device." in done.said
     assert not files()
+
+
+def test_longest_unused_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.zeros(1, 250)
+    for age, name in enumerate(("oldest", "older", "newest")):
+        keep(tmp_path / f"{name}.features", values)
+        os.utime(tmp_path / f"{name}.features", (age, age))
+    monkeypatch.setattr(features, "SIZE_LIMIT", 2.5 * (tmp_path / "newest.features").stat().st_size)
+    keep(tmp_path / "now.features", values)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["newest", "now"]
 
 
 # ---- Beside a user's own finetuning
