@@ -169,6 +169,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --seed_everything x": "--seed_everything to be …a whole number | x",
         "fit --seed_everything -5": "settings that fit together | -5 …",
         "export --ckpt_path best --output model.h5": "--output to end in .onnx, .pt2, .safetensors | model.h5 | …",
+        "export --ckpt_path best --output http://x/model.pt2": "--output on this machine | http://x/model.pt2 | …",
         # Nothing to measure, and what doesn't go together
         f"{DIGITS} --trainer.max_epochs -1 --model.scheduler OneCycleLR --model.scheduler.max_lr 1":
             "a fit of known length for this schedule | none | "
