@@ -31,8 +31,9 @@ class Ring:
     pixels: Mask  # (H, W)
     inside: Mask  # (H, W)
 
-    def goes_with(self, digit: Mask) -> bool:
-        return bool(self.inside[digit].mean() > 0.9) and size(digit) > SMALLEST * size(self.pixels)
+    def goes_with(self, digit: Mask, count: int) -> bool:
+        """Whether the digit is inside and large enough; in a table of cells there are many, smaller ones."""
+        return bool(self.inside[digit].mean() > 0.9) and size(digit) * count > SMALLEST * size(self.pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,10 @@ class Lines:
     labels: NDArray[np.int32]  # (H, W): strokes that are connected have the same
     pixels: Mask  # (H, W)
 
-    def goes_with(self, digit: Mask) -> bool:
+    def goes_with(self, digit: Mask, count: int) -> bool:
+        """Whether the lines are longer than the digit and go on beyond it, and aren't strokes of it."""
         extent = size(digit)
-        if not all(LONGER * extent < line.length < extent / SMALLEST for line in self.lines):
+        if not all(LONGER * extent < line.length < extent * count / SMALLEST for line in self.lines):
             return False
         near = widened(widened(digit)) & np.isin(self.labels, np.unique(self.labels[digit]))
         touched = [line for line in self.lines if (near & line.pixels).any()]
@@ -85,7 +87,7 @@ class Lines:
         if len(touched) > 1 or any(line.cover < 0.8 for line in touched):
             return False
         # A 7 has its bar on top, and a 4 its line on the right.
-        return len(self.lines) == 3 or touched[0].side == BOTTOM and touched[0].length > 1.3 * extent
+        return len(self.lines) == 3 or touched[0].side == BOTTOM and 1.3 * extent < touched[0].length < 2.5 * extent
 
 
 def frames(strokes: Mask) -> Iterator[Ring | Lines]:

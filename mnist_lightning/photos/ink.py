@@ -203,11 +203,11 @@ def without_frames(contrast: Grey, noise: float) -> Grey:
         for frame in frames(strokes):
             rest = np.where(frame.pixels, 0, contrast)
             try:
-                digit, _ = largest_digit(find_strokes(rest, noise))
+                digit, count = largest_digit(find_strokes(rest, noise))
             except NoInk:
                 continue
             faint = np.median(rest[digit]) < 0.2 * np.median(contrast[frame.pixels & strokes])
-            if frame.goes_with(digit) and not faint:
+            if frame.goes_with(digit, count) and not faint:
                 contrast = rest
                 break
         else:
