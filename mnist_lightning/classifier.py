@@ -16,9 +16,9 @@ from torch.optim import LBFGS
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from mnist_lightning.data import Batch
 from mnist_lightning.errors import UserError
 from mnist_lightning.hyperparameters import make_hyperparameters_plain, refuse_lost, schedule_config
+from mnist_lightning.loader import Batch
 
 LabelSmoothing = restricted_number_type("LabelSmoothing", float, [(">=", 0), ("<", 1)])
 

@@ -5,6 +5,7 @@ momentum 0.9.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from mnist_lightning.classifier import DigitClassifier, LabelSmoothing, check_images
-from mnist_lightning.data import Features
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely
 from mnist_lightning.sources import imagenet_weights
@@ -28,6 +28,17 @@ STD = (0.229, 0.224, 0.225)
 ImageSize = restricted_number_type("ImageSize", int, [(">=", 28), ("<=", 512)])
 TrainableLayers = restricted_number_type("TrainableLayers", int, [(">=", 0), ("<=", 5)])
 LearningRateFactor = restricted_number_type("LearningRateFactor", float, [(">", 0), ("<=", 1)])
+
+
+@dataclass
+class Features:
+    """The output of a model's frozen layers, given to it in the place of images; see finetuning/features.py."""
+
+    values: Tensor  # float (B, *D)
+    layers: int  # how many layers the images have passed
+
+    def __getitem__(self, index: int | list[int]) -> "Features":
+        return Features(self.values[index], self.layers)
 
 
 class ResNet18(DigitClassifier):
@@ -85,8 +96,9 @@ class ResNet18(DigitClassifier):
 
     def forward(self, images: Tensor | Features) -> Tensor:
         """Logits (B, num_classes) of uint8 images (B, 1, 28, 28), or of what the frozen layers made of them."""
-        x, passed = images if isinstance(images, Features) else (self.prepare(images), 0)
-        for layer in self.layers[passed:]:
+        features = images if isinstance(images, Features) else Features(self.prepare(images), layers=0)
+        x = features.values
+        for layer in self.layers[features.layers :]:
             x = layer(x)
         return self.head(self.norm(x))
 

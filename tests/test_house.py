@@ -78,8 +78,8 @@ def test_root_uses_no_room_and_a_room_only_those_below_it() -> None:
     assert upwards == set()
 
 
-def test_root_has_at_most_ten_files() -> None:
-    assert len(list(PACKAGE.glob("*.py"))) <= 10
+def test_root_has_at_most_twelve_files() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
 
 
 def test_every_folder_is_installed() -> None:

@@ -291,7 +291,7 @@ class CLI(LightningCLI):
             self.folder = results_of(Path(self.settings.ckpt_path))
             return
         if isinstance(self.datamodule, MNISTDataModule):
-            self.datamodule.prepare_data()
+            self.datamodule.setup("fit")
             if "source" in self.settings.data.init_args:
                 self.settings.data.init_args.source = self.datamodule.source  # auto is settled now
         if self.checkpoint is None and isinstance(self.model, ResNet18):

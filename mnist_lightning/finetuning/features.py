@@ -16,10 +16,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mnist_lightning.data import Features, Images, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import load_safely, write_whole
-from mnist_lightning.resnet import ResNet18
+from mnist_lightning.loader import Images
+from mnist_lightning.resnet import Features, ResNet18
 
 FORMAT = 2  # of the files; part of their names
 SIZE_LIMIT = 2 * 2**30  # bytes of all files together; the longest unused are deleted

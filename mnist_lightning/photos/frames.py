@@ -25,8 +25,8 @@ NEIGHBOURS = np.ones((3, 3))
 
 
 @dataclass(frozen=True, eq=False)
-class Ring:
-    """A closed stroke of any form with room inside."""
+class Rings:
+    """Closed strokes of any form with room inside: one, or the cells of a table."""
 
     pixels: Mask  # (H, W)
     inside: Mask  # (H, W)
@@ -90,15 +90,22 @@ class Lines:
         return len(self.lines) == 3 or touched[0].side == BOTTOM and 1.3 * extent < touched[0].length < 2.5 * extent
 
 
-def frames(strokes: Mask) -> Iterator[Ring | Lines]:
+def frames(strokes: Mask) -> Iterator[Rings | Lines]:
     """What could be a frame, the likeliest first."""
     labels, _ = ndimage.label(strokes, NEIGHBOURS)
     boxes = ndimage.find_objects(labels)
-    label = max(range(len(boxes)), key=lambda i: max(side.stop - side.start for side in boxes[i])) + 1
-    ring = labels == label
-    inside = ndimage.binary_fill_holes(ring) & ~ring
-    if inside.sum() > 0.2 * ring.sum():
-        yield Ring(widened(ring), inside)
+    sizes = [max(side.stop - side.start for side in box) for box in boxes]
+    rings, inside = np.zeros_like(strokes), np.zeros_like(strokes)
+    for label, (box, length) in enumerate(zip(boxes, sizes, strict=True), 1):
+        if length < 0.5 * max(sizes):
+            continue
+        ring = labels[box] == label
+        hole = ndimage.binary_fill_holes(ring) & ~ring
+        if hole.sum() > 0.2 * ring.sum() and (strokes[box][hole].any() or length == max(sizes)):  # a faint digit
+            rings[box] |= ring
+            inside[box] |= hole
+    if rings.any():
+        yield Rings(widened(rings), inside)
     lines = [line for side in range(4) if (line := line_along(strokes, side)) is not None]
     for count in range(len(lines), 0, -1):
         for some in combinations(lines, count):

@@ -236,6 +236,17 @@ def test_print_config_is_a_config_for_every_command(convnet: Path, capsys: pytes
     assert THE_DIGITS in command("test", "--ckpt_path", "best", "--config", "c.yaml")
 
 
+@pytest.mark.parametrize("val_size", [0, 0.2, 5000])
+def test_val_size_in_config_yaml_is_the_one_that_was_typed(val_size: float, folder: Path) -> None:
+    command("fit", *SHORT, "--data.val_size", val_size, "--trainer.max_epochs", 1)
+    for _ in range(2):
+        written = yaml.safe_load((RUN / "config.yaml").read_text())["data"]["init_args"]["val_size"]
+        assert (written, type(written)) == (val_size, type(val_size))
+        shutil.move(RUN / "config.yaml", "c.yaml")
+        shutil.rmtree("lightning_logs")
+        command("fit", "--config", "c.yaml")
+
+
 @pytest.mark.parametrize(("name", "model", "epochs"), [("convnet", "ConvNet", 10), ("resnet18", "ResNet18", 5)])
 def test_shipped_config_is_the_default_recipe_on_mnist(
     name: str, model: str, epochs: int, capsys: pytest.CaptureFixture[str]

@@ -135,7 +135,7 @@ BAD = {
     # Wrong type or range
     "fit --data.batch_size 0": "--data.batch_size to be a number >0 got 0",
     "fit --data.batch_size many": "--data.batch_size to be a whole number got many",
-    "fit --data.val_size -1": "--data.val_size to be a number >=0 or a number >0 and <1 got -1",
+    "fit --data.source digits --data.val_size -1": "a val_size from 0 to 1436 images got -1",
     "fit --data.val_size 1.5": "--data.val_size to be a whole number or a number >0 and <1 got 1.5",
     "fit --data.source digits --data.val_size 60000": "a val_size from 0 to 1436 images got 1437",
     "fit --data.source cifar": "--data.source to be one of auto, mnist, digits got cifar",

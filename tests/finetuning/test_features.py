@@ -131,7 +131,7 @@ def test_extract_equals_the_frozen_layers_image_by_image(trainable_layers: int) 
 def test_datamodule_gives_images_again_after_a_fit_and_after_a_failed_one(quiet: Callable) -> None:
     class Fails(Callback):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            assert trainer.train_dataloader.dataset.features is not None
+            assert trainer.train_dataloader.dataset.stand_in is not None
             raise RuntimeError("stopped by a test")
 
     data = digits()

@@ -14,8 +14,9 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import Images, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.loader import Images
 
 FIT = {"max_epochs": 2, "limit_train_batches": 3}
 

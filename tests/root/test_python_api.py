@@ -158,7 +158,6 @@ def test_load_model_explains_what_it_cannot_load(content: Any, got: str) -> None
 
 @pytest.mark.parametrize(("cls", "name", "value", "reason"), [
     (MNISTDataModule, "source", "fashion", "'fashion': not one of auto, mnist, digits"),
-    (MNISTDataModule, "val_size", 1.5, "1.5: 1.5 not an integer; 1.5 does not conform to restriction v>0 and v<1"),
     (MNISTDataModule, "batch_size", 0, "0: 0 does not conform to restriction v>0; not None"),
     (ResNet18, "trainable_layers", 9, "9: 9 does not conform to restriction v>=0 and v<=5"),
     (ConvNet, "num_classes", "ten", "'ten': invalid literal for int"),

@@ -15,9 +15,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms import InterpolationMode, v2
 
 from mnist_lightning import resnet
-from mnist_lightning.data import Features, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
-from mnist_lightning.resnet import ResNet18
+from mnist_lightning.resnet import Features, ResNet18
 
 PARTS = ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")  # 5 trainable layers are all of these, 1 is the last
 
