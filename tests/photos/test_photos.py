@@ -161,6 +161,7 @@ def test_classes_go_by_their_names_and_doubts_are_remarked_on(
 
 
 @pytest.mark.parametrize(("args", "message"), [
+    ([""], "expected a picture or a folder of them at --data.path got no path"),
     (["nowhere"], "expected a picture or a folder of them at --data.path got nothing: nowhere"),
     ([".hidden"], "expected pictures at --data.path got an empty folder: .hidden"),
     (["a.png", "--data.save_seen", "a.png"], "a.png, which exists and is something else"),
