@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
-from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
