@@ -1,8 +1,8 @@
-"""python -m mnist_lightning fit | validate | test | predict | export | demo"""
+"""python -m mnist_lightning fit | validate | test | predict | lr_find | export | demo"""
 
 import sys
 
-from mnist_lightning.commands.explain import COMMANDS, explain
+from mnist_lightning.commands.messages import COMMANDS, explain
 from mnist_lightning.errors import report
 
 HELP = """usage: python -m mnist_lightning COMMAND [options]
@@ -11,6 +11,7 @@ HELP = """usage: python -m mnist_lightning COMMAND [options]
   validate   measures a checkpoint on the validation images
   test       measures a checkpoint on the 10,000 test images
   predict    reads the test images, or your own: --data Photos --data.path FOLDER
+  lr_find    looks for a learning rate; nothing is trained
   export     writes a checkpoint as .onnx, .pt2 or .safetensors
   demo       opens a page to draw digits on
 

@@ -32,7 +32,7 @@ class DigitClassifier(LightningModule):
         optimizer: builds the optimizer from the trainable parameters.
         scheduler: builds a learning-rate schedule from the optimizer.
         label_smoothing: share of the target that is spread over all classes (Szegedy et al., arXiv:1512.00567).
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; by default as many as the data names, else 10.
     """
 
     default_epochs = 10  # of `fit` where --trainer.max_epochs isn't given
@@ -42,15 +42,15 @@ class DigitClassifier(LightningModule):
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: LabelSmoothing = 0.0,  # type: ignore[valid-type]
-        num_classes: PositiveInt = 10,
+        num_classes: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])  # functions, which a checkpoint can't hold
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.label_smoothing, self.num_classes = label_smoothing, num_classes
+        self.label_smoothing, self.num_classes = label_smoothing, num_classes or 10
         self.trained_with = ""  # the optimizer's class
         # validate_args=False: a check of every batch's labels would take as long as the metric itself
-        metric = {"num_classes": num_classes, "average": "micro", "validate_args": False}
+        metric: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
         self.val_acc, self.test_acc = MulticlassAccuracy(**metric), MulticlassAccuracy(**metric)
         # nan_strategy: a loss that isn't a number is shown as such; by default it would be dropped
         self.val_loss, self.test_loss = MeanMetric(nan_strategy=math.nan), MeanMetric(nan_strategy=math.nan)

@@ -23,7 +23,7 @@ class ConvNet(DigitClassifier):
         scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
             after each epoch; OneCycleLR's total_steps is filled in.
         label_smoothing: share of the training target that is spread over all classes, 0 to 1.
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; by default as many as the data names, else 10.
     """
 
     def __init__(
@@ -31,14 +31,14 @@ class ConvNet(DigitClassifier):
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.01, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: LabelSmoothing = 0.0,
-        num_classes: PositiveInt = 10,
+        num_classes: PositiveInt | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler, label_smoothing, num_classes)
         self.conv1 = nn.Conv2d(1, 32, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, kernel_size=3, padding=1)
         self.pool = nn.MaxPool2d(2, 2)
         self.fc1 = nn.Linear(64 * 7 * 7, 128)
-        self.fc2 = nn.Linear(128, num_classes)
+        self.fc2 = nn.Linear(128, self.num_classes)
         self.relu = nn.ReLU()
         self.to(memory_format=torch.channels_last)  # faster on CPUs; the values are the same
 

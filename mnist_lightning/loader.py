@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 Batch = tuple[Any, Tensor]
 
 
-class Images(Dataset):
+class Batched(Dataset):
+    """A data set that gives a whole batch for a list of positions."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Images(Batched):
     """Images (N, C, H, W) and labels (N,) in memory.
 
     Attributes:
@@ -87,7 +94,7 @@ class ImagesDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.seed = state_dict["seed"]
 
-    def _eval_dataloader(self, images: Images) -> DataLoader:
+    def _eval_dataloader(self, images: Batched) -> DataLoader:
         # Lightning's default sampler repeats images to give all processes as many; this one is exact.
         sampler = UnrepeatedDistributedSampler(images, *self._share(), shuffle=False)
         return ResumableLoader(images, batch_size=self.eval_batch_size, sampler=sampler)
@@ -123,7 +130,7 @@ class ResumableLoader(DataLoader):
         self.yielded = resumed["yielded"] if resumed and resumed["epoch"] == self.epoch else 0
         for positions in itertools.islice(self.batch_sampler, self.yielded, None):  # type: ignore[arg-type]
             self.yielded += 1
-            if isinstance(self.dataset, Images):
+            if isinstance(self.dataset, Batched):
                 yield self.dataset[positions]
             else:  # a subclass of ImagesDataModule has another kind of data set
                 yield self.collate_fn([self.dataset[position] for position in positions])

@@ -59,7 +59,7 @@ class PretrainedClassifier(DigitClassifier):
         scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
             after each epoch; OneCycleLR's total_steps is filled in.
         label_smoothing: share of the training target that is spread over all classes, 0 to 1.
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; by default as many as the data names, else 10.
     """
 
     default_epochs = 5
@@ -76,7 +76,7 @@ class PretrainedClassifier(DigitClassifier):
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.001, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: LabelSmoothing = 0.0,
-        num_classes: PositiveInt = 10,
+        num_classes: PositiveInt | None = None,
     ) -> None:
         weights = str(weights)  # a checkpoint holds no Path
         super().__init__(optimizer, scheduler, label_smoothing, num_classes)
@@ -85,7 +85,7 @@ class PretrainedClassifier(DigitClassifier):
         self.has_weights = False
         self.backbone: Any = self.build()  # whose layers have names of their own
         self.norm = nn.BatchNorm1d(self.width, affine=False) if normalize_features else nn.Identity()
-        self.head = nn.Linear(self.width, num_classes)
+        self.head = nn.Linear(self.width, self.num_classes)
         self.to(memory_format=torch.channels_last)  # faster on CPUs; the values are the same
         self.train_layers(trainable_layers)
 

@@ -41,7 +41,7 @@ class ResNet18(PretrainedClassifier):
         scheduler: any class of torch.optim.lr_scheduler. OneCycleLR and CyclicLR step after each batch, the others
             after each epoch; OneCycleLR's total_steps is filled in.
         label_smoothing: share of the training target that is spread over all classes, 0 to 1.
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; by default as many as the data names, else 10.
     """
 
     width = 512
@@ -57,7 +57,7 @@ class ResNet18(PretrainedClassifier):
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.001, momentum=0.9),
         scheduler: LRSchedulerCallable | None = None,
         label_smoothing: LabelSmoothing = 0.0,
-        num_classes: PositiveInt = 10,
+        num_classes: PositiveInt | None = None,
     ) -> None:
         weights = str(weights)  # a checkpoint holds no Path
         super().__init__(

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
+from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
@@ -24,6 +27,14 @@ SHORT = (
     *("--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2"),
 )
 RUN = Path("lightning_logs", "ConvNet-digits", "version_0")
+CONFIGS = Path(mnist_lightning.__file__).parents[1] / "configs"
+THE_DIGITS = "the 360 test images of scikit-learn's digits, not MNIST"
+# For a fit on tests/conftest.py's 640 images
+ON_640 = (
+    *("--data.val_size", "0.1", "--pictures", "false"),
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+)
+READER = "--model foreign_project.models.Reader --data foreign_project.data.Letters --data.data_dir letters"
 
 
 class Fit(NamedTuple):
@@ -57,8 +68,8 @@ def fit(root: Path, *args: object) -> Fit:
         return Fit(root, command("fit", *args))
 
 
-def refused(*args: object) -> str:
-    """Runs a command that must end in exit code 2 and three lines, and leave nothing; returns them in one line."""
+def refusal(*args: object) -> list[str]:
+    """Runs a command that must end in exit code 2 and three lines, and leave nothing: expected, got, remedy."""
     before = files(Path()) | folders()
     with redirect_stderr(io.StringIO()) as error:
         code = run([str(arg) for arg in args])
@@ -66,7 +77,12 @@ def refused(*args: object) -> str:
     assert (code, message.count("\n")) == (2, 3), message
     assert re.match("error: expected .*\n       got .*\n", message) and "Error" not in message, message
     assert files(Path()) | folders() == before
-    return " ".join(message.split())
+    return [line.strip() for line in message.removeprefix("error: ").splitlines()]
+
+
+def refused(*args: object) -> str:
+    """The same in one line."""
+    return " ".join(refusal(*args))
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
@@ -107,6 +123,19 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """As the package reads it."""
+    return Saved(path).content
+
+
+def events(run_folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_folder)).Reload()
+
+
+def points(run_folder: Path, tag: str) -> list[float]:
+    return [point.value for point in events(run_folder).Scalars(tag)]
 
 
 def last(run_folder: Path = RUN) -> dict[str, Any]:

@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.commands.export import MNIST_INPUT, in_one_line, require
+from mnist_lightning.commands.export import in_one_line, require
 from mnist_lightning.errors import UserError
 from mnist_lightning.photos.ink import NoInk, ink
 from mnist_lightning.pictures.figures import feature_maps, grid, stages
-from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
-from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
+from mnist_lightning.runs.saved import MNIST_EXAMPLE, Example, Saved
 
 CANVAS = 400  # pixels a side
 STYLE = """
@@ -43,10 +42,10 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
             taken.
     """
     require("demo", "gradio")
-    path = find_checkpoint(ckpt_path)
-    checkpoint, model = read_checkpoint(path), load_model(path)
-    refuse_other_images(model, checkpoint.get("example_input", MNIST_INPUT))
-    names = as_many(checkpoint.get("class_names"), model.num_classes)
+    saved = Saved(find_checkpoint(ckpt_path))
+    model = saved.model()
+    refuse_other_images(model, saved.example)
+    names = saved.names(model.num_classes)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import gradio
 
@@ -60,15 +59,15 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
         )  # fmt: skip
     except (OSError, OverflowError) as error:
         raise UserError(f"a free port: {port}", str(error).splitlines()[0], "leave out --port.") from error
-    print(f"{'Checkpoint':<14} {shown_path(path)}")
+    print(f"{'Checkpoint':<14} {shown_path(saved.path)}")
     print(f"{'Page':<14} {url} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 
-def refuse_other_images(model: DigitClassifier, example: dict[str, Any]) -> None:
+def refuse_other_images(model: DigitClassifier, example: Example) -> None:
     """Raises UserError if the model takes other images than the page draws."""
-    got = f"one that was trained on {example['dtype']} images {tuple(example['shape'])}"
-    if example == MNIST_INPUT:
+    got = f"one that was trained on {example.dtype} images {example.shape}"
+    if example == MNIST_EXAMPLE:
         try:
             with torch.no_grad():
                 model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))

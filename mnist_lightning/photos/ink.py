@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from mnist_lightning.photos.reading import NoPicture
+
 SIDE, BOX = 28, 20  # pixels of MNIST's images, and of the box that the strokes fit in
 WORK_AREA = 1_200_000  # pixels of the reduced picture: a digit a fortieth of the page high still has more than 20
 TWO_LEVELS = 0.9  # a drawing: two grey levels explain at least this share of the variance
@@ -29,7 +31,7 @@ Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class NoInk(ValueError):
+class NoInk(NoPicture):
     """The picture shows nothing that could be a digit; the message says why."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
 from mnist_lightning.runs.classes import named_classes
+from mnist_lightning.runs.saved import Example, generators_of, save_run
 
 
 class RunState(Callback):
@@ -30,13 +31,13 @@ class RunState(Callback):
 
     def __init__(self, settings: dict[str, Any], config: Path | None = None) -> None:
         self.settings, self.config = settings, config
-        self.example: dict[str, Any] = {}
+        self.example: Example | None = None
         self._generators: dict[str, Any] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self.example and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
+        if self.example is None and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
             images = batch[0]
-            self.example = {"shape": list(images.shape[1:]), "dtype": str(images.dtype).removeprefix("torch.")}
+            self.example = Example(tuple(images.shape[1:]), str(images.dtype).removeprefix("torch."))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,16 +53,12 @@ class RunState(Callback):
         trained = (parameter for parameter in pl_module.parameters() if parameter.requires_grad)
         if not all(bool(parameter.isfinite().all()) for parameter in trained):
             raise not_finite("weights that aren't", trainer.global_step)
-        checkpoint["generators"] = generators()
-        checkpoint["mnist_lightning"] = self.settings
-        if self.example:
-            checkpoint["example_input"] = self.example
-        if names := named_classes(trainer.datamodule):  # type: ignore[attr-defined]
-            checkpoint["class_names"] = names
+        names = named_classes(trainer.datamodule)  # type: ignore[attr-defined]
+        save_run(checkpoint, self.settings, generators(), self.example, names)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
-        self._generators = checkpoint.get("generators")
+        self._generators = generators_of(checkpoint)
         if self._generators:
             set_generators(self._generators)
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mnist_lightning.commands.explain import COMMANDS
+from mnist_lightning.commands.messages import COMMANDS
 
 # As runpy would, and then whether torch was imported.
 CODE = """

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import faults
 import pytest
 import torch
+from running import read_checkpoint
 
 import mnist_lightning
 from mnist_lightning.errors import UserError
 from mnist_lightning.finetuning import features
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import WholeCheckpointIO
 from mnist_lightning.runs.logger import read_metrics
 
 pytestmark = pytest.mark.reliability
@@ -409,7 +410,7 @@ def test_damage_is_noticed_or_read_right(tmp_path: Path, tried: Tried) -> None:
         "global_step": 21, "loops": {"fit_loop": {"state_dict": {}}}, "lr_schedulers": [{"last_epoch": 1}],
         "state_dict": {"conv1.weight": torch.arange(288.0).view(32, 1, 3, 3), "conv1.bias": torch.zeros(32)},
         "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(32)}}, "param_groups": [{"lr": 0.01}]}],
-        "hyper_parameters": {"_class_path": "mnist_lightning.convnet.ConvNet", "label_smoothing": 0.0},
+        "class_path": "mnist_lightning.convnet.ConvNet", "hyper_parameters": {"label_smoothing": 0.0},
     }  # fmt: skip
     WholeCheckpointIO().save_checkpoint(content, tmp_path / "a.ckpt")
     features.keep(tmp_path / "a.features", torch.randn(40, 512))
@@ -452,7 +453,7 @@ class Trap:
 @pytest.mark.parametrize("form", ["torch.save", "torch.save before 1.6", "pickle"])
 def test_booby_trap_is_refused_and_does_not_go_off(form: str, tmp_path: Path, tried: Tried) -> None:
     path, sprung = tmp_path / "trap", tmp_path / "sprung"
-    content = {"state_dict": {}, "hyper_parameters": {"_class_path": "a.B"}, "layer4.1.bn2.weight": Trap(sprung)}
+    content = {"state_dict": {}, "class_path": "a.B", "layer4.1.bn2.weight": Trap(sprung)}
     if form == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:

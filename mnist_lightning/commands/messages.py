@@ -1,12 +1,17 @@
-"""What jsonargparse says of a wrong command line in 45 lines, said in three: expected, got, remedy."""
+"""Messages: what jsonargparse, Lightning, torch and the system say, in three lines: expected, got, remedy."""
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+from pickle import PicklingError
+from traceback import walk_tb
 
 from mnist_lightning.errors import UserError
+from mnist_lightning.runs.folder import shown_path
 
-COMMANDS = "fit, validate, test, predict, export, demo"
+COMMANDS = "fit, validate, test, predict, lr_find, export, demo"
 LOOK_UP = "python -m mnist_lightning fit --help lists the options, fit --model.help ConvNet those of a model."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 SKIPPED = "Does not validate|Subtypes|Errors:|Expected a|Not of type|Subclass types|a class path|a dict|Problem|Given"
@@ -55,6 +60,15 @@ def explain(
     return UserError(f"--{key} to be {kind(message)}", given, look_up)
 
 
+def name_whole_option(message: str, typed: list[str]) -> str:
+    """A parser's report of an option without a value, by its whole name: argparse says --data of --data.batch_size."""
+    if match := re.search(r"argument (?:-\w/)?(--[^\s:/]+)\S*: expected one argument", message):
+        bare = (word for word, then in zip(typed, [*typed[1:], "--"]) if then.startswith("--") and "=" not in word)
+        name = next((word for word in bare if word == match[1] or word.startswith(f"{match[1]}.")), match[1])
+        return f"argument {name}: expected one argument"
+    return message
+
+
 def cause(message: str) -> str:
     """The innermost line of a nested report; "" if that says nothing but which types were expected."""
     lines = re.sub(r'Parser key ".*?": *', "", message).splitlines()
@@ -63,7 +77,7 @@ def cause(message: str) -> str:
 
 
 def did_you_mean(word: str, known: Mapping[str, str] | list[str], look_up: str = LOOK_UP) -> str:
-    """The nearest of the known words as a question, else where to look them up."""
+    """Suggests the closest known word, or says where to look them up."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]}?" if close else look_up
 
@@ -77,3 +91,63 @@ def kind(message: str) -> str:
         kind = expected or literal
         found.append(f"a number {bounds.replace('v', '')}" if bounds else KINDS.get(kind, kind))
     return " or ".join(dict.fromkeys(found)) or "valid"
+
+
+# ---- Exceptions
+
+OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
+OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
+REFUSING = (
+    *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
+    "multiprocessing.",  # what it can't send to a process
+)
+REFUSALS = (
+    *(ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, AssertionError),
+    PicklingError,
+)
+UNFIT = "Error(s) in loading state_dict for "  # how torch begins to say that
+
+
+def explain_exception(error: Exception) -> UserError | None:
+    """The three lines for what Lightning, an optimizer of torch, or the system refuses; None for all else.
+
+    An exception that went through code of the user's own keeps its traceback.
+    """
+    # Here, for this file is imported before torch is.
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    told = str(error)
+    while isinstance(error.__cause__, Exception) and modules_of(error)[-1].startswith("jsonargparse"):
+        error = error.__cause__  # what a class said when it was built, without jsonargparse's words around it
+    modules = modules_of(error)
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, TypeError) and "positional argument" in told and "__init__()" not in told:
+        return None  # a function of the user's own that doesn't take what Lightning passes
+    if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
+        return None
+    if isinstance(error, OSError):
+        got = f"{error.strerror or error}" + (f": {shown_path(Path(error.filename))}" if error.filename else "")
+        return UserError("to read and write the run's files", got, "choose another place, or mend it.")
+    if told.startswith("Expected more than 1 value per channel"):  # BatchNorm
+        return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")
+    if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
+        modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
+    if isinstance(error, RuntimeError) and told.startswith(UNFIT):
+        return UserError(*unfit(error))
+    if isinstance(error, (MisconfigurationException, *REFUSALS)) and modules[-1].startswith(REFUSING):
+        reason = cause(told) if modules[-1].startswith("jsonargparse.") else str(error) or type(error).__name__
+        return UserError("settings that fit together", " ".join(reason.split())[:300], LOOK_UP)
+    return None
+
+
+def unfit(error: RuntimeError, path: str = "") -> tuple[str, str, str]:
+    """The three lines for torch's report of weights that don't fit a model."""
+    got = path + " ".join(str(error).removeprefix(UNFIT).split())[:300]
+    remedy = "build the model with the settings of its run: leave out --model options."
+    return "a checkpoint that fits the model as it is built now", got, remedy
+
+
+def modules_of(error: Exception) -> list[str]:
+    """The modules that an exception went through, from the outermost call to the one that raised it."""
+    return [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]

@@ -2,17 +2,11 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from lightning.pytorch import LightningModule
 
-from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs.checks import Checks
 from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, unclaim
-from mnist_lightning.runs.logger import RunLogger, read_metrics
 
 
 def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("best", "last")) -> Path:
@@ -100,53 +94,7 @@ def test_folder_of_somebody_elses_that_is_called_checkpoints_is_no_run(tmp_path:
     assert run_of(checkpoint(tmp_path, "ConvNet/version_3", age=1) / "best.ckpt") is None
 
 
-# ---- The logger
-
-
-def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: Path) -> None:
-    first = RunLogger(tmp_path)
-    for step in range(5):
-        first.log_metrics({"train/loss": 10.0 + step, "epoch": 0}, step)
-    first.log_metrics({"val/acc": 0.5, "epoch": 0}, 4)  # the same row
-    resumed = RunLogger(tmp_path, resumed_at=3)
-    resumed.log_metrics({"train/loss": 20.0, "epoch": 0}, 3)
-    resumed.finalize("success")
-    evaluated = RunLogger(tmp_path, evaluated_at=4)
-    evaluated.log_metrics({"test/acc": 0.25, "epoch": 0}, 0)
-    losses = [10.0, 11.0, 12.0, 20.0]
-    rows = [{"step": step, "epoch": 0, "train/loss": loss} for step, loss in enumerate(losses)]
-    assert read_metrics(tmp_path / "metrics.csv") == [*rows, {"step": 4, "test/acc": 0.25}]
-
-
-OTHERS = ("a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\n,2\n", "step,loss\n1,2\n", "", "\x00")
-
-
-@pytest.mark.parametrize("content", OTHERS, ids=repr)
-def test_metrics_of_somebody_else_are_left_alone(content: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text(content)
-    logger = RunLogger(tmp_path, resumed_at=3)
-    logger.log_metrics({"test/acc": 0.5}, 3)
-    logger.finalize("success")
-    assert (tmp_path / "metrics.csv").read_text() == content
-
-
 def test_path_is_shown_as_a_person_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shown_path(tmp_path / "runs" / "a") == os.path.join("runs", "a")
     assert shown_path(Path("/a")) == "/a"
-
-
-def test_hosts_with_different_data_are_refused() -> None:
-    strategy = SimpleNamespace(broadcast=lambda source: "mnist")  # what rank 0 found
-    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=MNISTDataModule(source="digits"))
-    with pytest.raises(UserError, match=r"the same data on every host \(mnist\)\ngot digits\n"):
-        Checks().setup(trainer, LightningModule(), "fit")
-
-
-def test_each_process_needs_an_image_of_each_part() -> None:
-    data = MNISTDataModule(source="digits", val_size=50)  # of MNIST's 60,000: 1 of the digits
-    data.setup("fit")
-    strategy = SimpleNamespace(broadcast=lambda source: source)
-    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=data)
-    with pytest.raises(UserError, match="an image for each of 2 processes\ngot a part of 1\n"):
-        Checks().setup(trainer, LightningModule(), "fit")
