@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import faults
 import pytest
 import torch
-from running import read_checkpoint
 
 import mnist_lightning
 from mnist_lightning.errors import UserError
@@ -30,6 +29,7 @@ from mnist_lightning.finetuning import features
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
 from mnist_lightning.runs.logger import read_metrics
+from mnist_lightning.runs.saved import Saved
 
 pytestmark = pytest.mark.reliability
 slow = pytest.mark.slow  # only with -m reliability
@@ -55,6 +55,11 @@ RECIPES = {
 }
 
 Tried = Callable[[str], None]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """As the package reads it."""
+    return Saved(path).content
 
 
 class Ended(NamedTuple):
