@@ -101,7 +101,8 @@ def frames(strokes: Mask) -> Iterator[Rings | Lines]:
             continue
         ring = labels[box] == label
         hole = ndimage.binary_fill_holes(ring) & ~ring
-        if hole.sum() > 0.2 * ring.sum() and (strokes[box][hole].any() or length == max(sizes)):  # a faint digit
+        holds = strokes[box][hole].any() or length == max(sizes)  # or something faint
+        if holds and hole.sum() > 0.2 * ring.sum():
             rings[box] |= ring
             inside[box] |= hole
     if rings.any():
@@ -153,7 +154,8 @@ def line_along(strokes: Mask, side: int) -> Line | None:
         kept = (y >= 0) & (y < height)
         band[y[kept], x[start:stop][kept]] = True
     large = np.zeros_like(turned)
-    large[top : top + part.shape[0], left : left + part.shape[1]] = band.repeat(step, 0).repeat(step, 1)[: part.shape[0], : part.shape[1]]
+    band = band.repeat(step, 0).repeat(step, 1)[: part.shape[0], : part.shape[1]]
+    large[top : top + part.shape[0], left : left + part.shape[1]] = band
     pixels = np.rot90(large, -side)
     along = np.nonzero((pixels & strokes).any(side % 2))[0]
     return Line(pixels, side, int(along[0]), int(along[-1]) + 1, float(cover))
@@ -170,7 +172,7 @@ def erased(strokes: Mask, lines: tuple[Line, ...]) -> Mask:
     along = round(0.06 * min(line.length for line in lines))
     away = ~ndimage.maximum_filter(pixels, 2 * along + 1)
     labels, count = ndimage.label(strokes & ~pixels, NEIGHBOURS)
-    bits = ndimage.maximum(away, labels, np.arange(count + 1)) == 0
+    bits = np.asarray(ndimage.maximum(away, labels, np.arange(count + 1))) == 0
     bits[0] = False
     return pixels | widened(bits[labels])
 
