@@ -114,7 +114,7 @@ def frames(strokes: Mask) -> Iterator[Rings | Lines]:
 
 
 def line_along(strokes: Mask, side: int) -> Line | None:
-    """The straightest line in the third of the strokes' box next to a side: 0 = top, 1 = right, 2 = bottom, 3 = left."""
+    """The straightest line in the third of the strokes' box next to a side (TOP, RIGHT, BOTTOM or LEFT)."""
     turned = np.rot90(strokes, side)
     rows, columns = np.nonzero(turned)
     top, left = rows.min(), columns.min()
@@ -122,7 +122,7 @@ def line_along(strokes: Mask, side: int) -> Line | None:
     step = -(-max(part.shape) // REDUCED)
     height, width = (-(-length // step) for length in part.shape)
     padded = np.pad(part, ((0, height * step - part.shape[0]), (0, width * step - part.shape[1])))
-    small = padded.reshape(height, step, width, step).any((1, 3))  # (h, w): thin lines stay whole
+    small = np.asarray(padded.reshape(height, step, width, step).any((1, 3)))  # (h, w): thin lines stay whole
 
     x = np.arange(width)
     best, found = 0, None
