@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
-from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
@@ -52,12 +55,48 @@ def command(*args: object) -> str:
 class Few(MNISTDataModule):
     """80 digits to train on, 20 to validate, 40 to test."""
 
-    def __init__(self) -> None:
-        super().__init__(batch_size=16, val_size=20)
+    def __init__(self, augment: float = 0.0) -> None:
+        super().__init__(batch_size=16, val_size=20, augment=augment)
 
     def load(self) -> Digits:
         train, test = load_digits()
         return Digits(Split(train.images[:100], train.labels[:100]), Split(test.images[:40], test.labels[:40]))
+
+
+class Numbered(MNISTDataModule):
+    """Images that can be told apart: label i for image i, and i modulo 251 as its only pixel."""
+
+    def __init__(self, train: int = 300, test: int = 300, val_size: int = 0, **kwargs: Any) -> None:
+        super().__init__(val_size=val_size, **{"batch_size": 64, **kwargs})
+        self.counts = train, test
+
+    def load(self) -> Digits:
+        labels = [torch.arange(count) for count in self.counts]
+        return Digits(*(Split((label % 251).to(torch.uint8).view(-1, 1, 1, 1), label) for label in labels))
+
+
+def ready(datamodule: MNISTDataModule) -> MNISTDataModule:
+    """The datamodule as `fit` has it."""
+    datamodule.setup("fit")
+    return datamodule
+
+
+def labels_of(loader: DataLoader) -> list[int]:
+    """The labels that a loader of `Numbered` gives, in order, each with the image that it belongs to."""
+    batches = list(loader)
+    assert all(torch.equal(images.flatten().long(), labels % 251) for images, labels in batches)
+    return torch.cat([labels for _, labels in batches]).tolist()
+
+
+class At(Checkpoint):
+    """Does something after a step, as the last callback."""
+
+    def __init__(self, step: int, action: Callable[[Trainer], None]) -> None:
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.action(trainer)
 
 
 def fit(root: Path, *args: object) -> Fit:
@@ -123,11 +162,6 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """As the package reads it."""
-    return Saved(path).content
 
 
 def events(run_folder: Path) -> EventAccumulator:

@@ -102,11 +102,9 @@ def test_no_batches_write_nothing(tmp_path: Path) -> None:
     assert predict(tmp_path, Model(), Pets(labelled=True), limit_predict_batches=0) == (False, [])
 
 
-@pytest.mark.parametrize(
-    "returned",
-    [torch.zeros(4), torch.zeros(4, 1), torch.zeros(4, 3, 2), {"logits": torch.zeros(4, 3)}, ["a"], None],
-    ids=["classes", "regression", "maps", "dict", "list", "None"],
-)
+@pytest.mark.parametrize("returned", [
+    torch.zeros(4), torch.zeros(4, 1), torch.zeros(4, 3, 2), {"logits": torch.zeros(4, 3)}, ["a"], None
+], ids=["classes", "regression", "maps", "dict", "list", "None"])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:predict returned None")
 def test_other_answers_are_not_written_and_the_reason_is_said(
     returned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
