@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
-from mnist_lightning.runs.saved import Saved
 from mnist_lightning.sources import Digits, Split, load_digits
 
 DIGITS = ("--data.source", "digits", "--pictures", "false")
@@ -56,8 +55,8 @@ def command(*args: object) -> str:
 class Few(MNISTDataModule):
     """80 digits to train on, 20 to validate, 40 to test."""
 
-    def __init__(self) -> None:
-        super().__init__(batch_size=16, val_size=20)
+    def __init__(self, augment: float = 0.0) -> None:
+        super().__init__(batch_size=16, val_size=20, augment=augment)
 
     def load(self) -> Digits:
         train, test = load_digits()

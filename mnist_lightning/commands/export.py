@@ -50,6 +50,8 @@ def export(ckpt_path: str, output: str) -> None:
     form = FORMATS.get(suffix)
     if form is None:
         raise UserError(f"--output to end in {', '.join(FORMATS)}", output, "for example: --output model.onnx")
+    if "://" in output:
+        raise UserError("--output on this machine", output, "give a file, and upload it when it is written.")
     require("export", *form.needs)
     if Path(output).is_dir():
         raise UserError("a file to write", f"a folder: {output}", "give --output another name.")

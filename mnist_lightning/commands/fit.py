@@ -24,7 +24,7 @@ from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint
 from mnist_lightning.runs.checks import stopped_early
 from mnist_lightning.runs.classes import named_classes
-from mnist_lightning.runs.folder import LOGS, claim, quoted, run_of
+from mnist_lightning.runs.folder import LOGS, claim, quoted, run_of, training_in
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.run import Run
 from mnist_lightning.runs.saved import Saved
@@ -87,22 +87,26 @@ class Fit(Training):
             digits = isinstance(data, MNISTDataModule) and data.source == "digits"
             self.run = Run(claim(root, type(model).__name__ + ("-digits" if digits else "")), fresh=True)
         self.opened.enter_context(self.run)
+        if first:
+            self.opened.enter_context(training_in(self.run.folder))
         if resumed is None and first:
             write_settings(self.run.folder / "config.yaml", self.plain_settings)
 
     def logger(self) -> Logger:
-        step = None if self.saved is None else self.saved.step
-        return RunLogger(self.run.folder, resumed_at=step, hyperparameters=self.hyperparameters)
+        step = None if self.saved is None else self.saved.logged_step
+        return RunLogger(self.run.folder, resumed_after=step, hyperparameters=self.hyperparameters)
 
     def callbacks(self, given: Any) -> list[Callback]:
-        callbacks, theirs = super().callbacks(given), as_list(given["callbacks"])
+        checks, *others = super().callbacks(given)
+        state = RunState(self.plain_settings, self.config_file)
+        callbacks = [checks, state, *others]  # state before those that look at the learning rates when an epoch begins
+        theirs = as_list(given["callbacks"])
         logged = given["logger"] not in (False, [])
         if logged and not any(isinstance(callback, LearningRateMonitor) for callback in theirs):
             callbacks.append(LearningRateMonitor())
         self.pictures = Pictures() if self.settings.pictures else None
         if self.pictures is not None:
             callbacks.append(self.pictures)
-        callbacks.append(RunState(self.plain_settings, self.config_file))
         self.best: BestCheckpoint | None = None
         if given["enable_checkpointing"] is not False:
             checkpoints = self.run.folder / "checkpoints"

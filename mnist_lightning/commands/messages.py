@@ -1,6 +1,7 @@
 """Messages: what jsonargparse, Lightning, torch and the system say, in three lines: expected, got, remedy."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -126,8 +127,12 @@ def explain_exception(error: Exception) -> UserError | None:
         return None  # a function of the user's own that doesn't take what Lightning passes
     if any(name.partition(".")[0] not in OURS | sys.stdlib_module_names for name in modules):
         return None
+    if isinstance(error, BrokenPipeError):
+        return None  # no file
     if isinstance(error, OSError):
-        got = f"{error.strerror or error}" + (f": {shown_path(Path(error.filename))}" if error.filename else "")
+        names = [name for name in (error.filename, error.filename2) if name and isinstance(name, (str, bytes, Path))]
+        shown = " and ".join(shown_path(Path(os.fsdecode(name))) for name in names)  # TensorBoard's are bytes
+        got = f"{error.strerror or error}" + (f": {shown}" if shown else "")
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
     if told.startswith("Expected more than 1 value per channel"):  # BatchNorm
         return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")

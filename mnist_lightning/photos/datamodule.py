@@ -36,6 +36,8 @@ class Photos(LightningDataModule):
 
     def __init__(self, path: str, save_seen: str | None = None) -> None:
         super().__init__()
+        if not path:
+            raise UserError("a picture or a folder of them at --data.path", "no path", "name one; . is this folder.")
         self.path = Path(path).expanduser()
         self.save_seen = None if save_seen is None else Path(save_seen).expanduser()
         self.photos: list[Answered] = []
@@ -60,8 +62,7 @@ class Photos(LightningDataModule):
         images = [photo.image for photo in self.photos if photo.image is not None]
         if not images:
             return []
-        labels = torch.full((len(images),), -1)  # nobody knows
-        return DataLoader(TensorDataset(torch.stack(images), labels), batch_size=250)
+        return DataLoader(TensorDataset(torch.stack(images)), batch_size=250)
 
     def tell(self, probabilities: Tensor, path: Path, names: list[str]) -> bool:
         return write_and_print(self.photos, probabilities, path, names, self.save_seen)

@@ -132,22 +132,26 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        minute = time.monotonic() - self.saved_time >= MINUTE
-        if agreed(trainer, bool(self.signal)):
-            self._leave(trainer)
-        elif agreed(trainer, minute) or (ends_now(trainer) and not trainer.is_last_batch):
-            self._save(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # One resumed from a checkpoint before a validation, or before the epoch's end, would leave that out.
+        if not trainer.is_last_batch and not validates_next(trainer, batch_idx):
+            self._save_or_leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        in_mid_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
-        if in_mid_epoch and ends_now(trainer):
-            self._save(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_or_leave(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of an epoch that was cut short would be taken for a whole one on resuming.
         if trainer.is_last_batch:
             self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_train_epoch_end: the epoch's metrics are logged after it, and `best` is saved in on_train_end.
+        if self.first_step < self.saved_step == trainer.global_step and agreed(trainer, bool(self.signal)):
+            self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if averages_at_the_end(trainer) or self.saved_step != trainer.global_step:
@@ -173,8 +177,15 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saved_time, self.saved_step = time.monotonic(), trainer.global_step
 
+    def _save_or_leave(self, trainer: Trainer) -> None:
+        minute = time.monotonic() - self.saved_time >= MINUTE
+        if agreed(trainer, bool(self.signal)):
+            self._save(trainer)
+            self._leave(trainer)
+        elif agreed(trainer, minute) or ends_now(trainer):
+            self._save(trainer)
+
     def _leave(self, trainer: Trainer) -> None:
-        self._save(trainer)
         if trainer.is_global_zero:
             command = f"python -m mnist_lightning fit --ckpt_path {quoted(self.path)}"
             print(f"Stopped after step {trainer.global_step}. To go on: {command}")
@@ -219,6 +230,14 @@ def unknown_metric(monitor: str, logged: Iterable[str]) -> Reason:
 def agreed(trainer: Trainer, mine: bool) -> bool:
     """Whether any of the processes says so: clocks differ, and a signal may reach one of them only."""
     return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
+
+
+def validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a validation follows this batch in the middle of an epoch."""
+    epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or not every or (epochs and (trainer.current_epoch + 1) % epochs):
+        return False
+    return ((batch_idx if epochs else trainer.fit_loop.total_batch_idx) + 1) % every == 0
 
 
 def ends_now(trainer: Trainer) -> bool:

@@ -18,7 +18,7 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         run: the folder.
-        resumed_at: the optimizer step that a resumed fit starts from; it takes those after it again.
+        resumed_after: the last step that was logged before the checkpoint of a resumed fit, which logs later ones anew.
         evaluated_at: the step of the checkpoint that is tested: Lightning would log it at step 0.
         hyperparameters: of the run, shown beside those that the model and the data save themselves.
 
@@ -29,7 +29,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(
         self,
         run: Path,
-        resumed_at: int | None = None,
+        resumed_after: int | None = None,
         evaluated_at: int | None = None,
         hyperparameters: dict[str, Any] | None = None,
     ) -> None:
@@ -41,7 +41,7 @@ class RunLogger(TensorBoardLogger):
         self.shown: dict[str, Any] | None = None  # None until they are given
         rows = read_metrics(self.path)
         self.ours = rows is not None
-        self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
+        self.rows = [row for row in rows or [] if resumed_after is None or row["step"] <= resumed_after]
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """Saved: a checkpoint's content. Its file is read once, and only this module knows its keys.
 
 Beside Lightning's own keys a checkpoint holds `class_path` (which a DigitClassifier writes itself), and of a run by the
-command line `mnist_lightning`, its settings, `generators`, `example_input` and `class_names`.
+command line `mnist_lightning`, its settings, `example_input`, `class_names`, and what `Progress` says.
 """
 
 import importlib
@@ -9,11 +9,14 @@ import io
 import math
 import os
 import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from lightning.pytorch import Callback
+from torch import Tensor
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
@@ -83,6 +86,12 @@ class Saved:
     def step(self) -> int:
         """The optimizer steps that were taken before."""
         return int(self.content.get("global_step", 0))
+
+    @property
+    def logged_step(self) -> int:
+        """The last step that was logged before."""
+        logged = self.content.get("logged_step")
+        return self.step - 1 if logged is None else int(logged)
 
     @property
     def can_be_resumed(self) -> bool:
@@ -157,25 +166,47 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     return Saved(path).model()
 
 
+@dataclass
+class Progress:
+    """What a run keeps in a checkpoint beside Lightning's own, to go on as if nothing had stopped it.
+
+    Attributes:
+        generators: the states of all random generators.
+        trained: the names of the parameters that are trained.
+        gradients: by parameter, of each process: those that wait for the optimizer's step.
+        plateaus: which ReduceLROnPlateau are about to step, and what they look at.
+        logged_step: the last that was logged.
+    """
+
+    generators: dict[str, Any] | None = None
+    trained: list[str] | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    plateaus: dict[int, float] = field(default_factory=dict)
+    logged_step: int | None = None
+
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any]) -> "Progress":
+        return cls(**{name.name: checkpoint[name.name] for name in fields(cls) if name.name in checkpoint})
+
+
 def save_run(
     checkpoint: dict[str, Any],
     settings: dict[str, Any],
-    generators: dict[str, Any],
+    progress: Progress,
     example: Example | None,
     class_names: list[str],
 ) -> None:
-    """Adds to a checkpoint what a run keeps beside Lightning's own."""
-    checkpoint["mnist_lightning"] = settings
-    checkpoint["generators"] = generators
+    """Adds what a run knows to a checkpoint that Lightning is about to write."""
+    checkpoint |= {"mnist_lightning": settings, **vars(progress)}
     if example is not None:
         checkpoint["example_input"] = {"shape": list(example.shape), "dtype": example.dtype}
     if class_names:
         checkpoint["class_names"] = class_names
 
 
-def generators_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The states of the random generators in a checkpoint that Lightning has loaded."""
-    return checkpoint.get("generators")
+def state_of(checkpoint: dict[str, Any], callback: Callback) -> dict[str, Any]:
+    """A callback's state in a checkpoint that Lightning has loaded; {} if it had none."""
+    return checkpoint.get("callbacks", {}).get(callback.state_key) or {}
 
 
 def public(hyperparameters: Any) -> dict[str, Any]:

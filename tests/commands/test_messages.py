@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from running import DIGITS, loaded, run
 
+from mnist_lightning.commands.messages import explain_exception
+from mnist_lightning.runs.folder import shown_path
+
 FEW = ("--data", "running.Few", "--pictures", "false", "--trainer.max_epochs", "1")
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -45,3 +48,21 @@ def test_what_fails_in_training_is_explained_and_leaves_no_checkpoint(typed: str
         assert run(["fit", "--pictures", "false", "--trainer.max_epochs", "1", *typed.split()]) == 2
     assert re.search(message, " ".join(error.getvalue().split()))
     assert not list(Path().rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize(("error", "got"), [
+    (FileNotFoundError(2, "No such file or directory", b"runs/events"), "No such file or directory: runs/events"),
+    (OSError(2, "No such file or directory", 3), "No such file or directory"),
+    (OSError(18, "Invalid cross-device link", "a", None, b"b"), "Invalid cross-device link: a and b"),
+    (OSError(5, "Input/output error"), "Input/output error"),
+    (OSError("cannot send"), "cannot send"),
+])  # fmt: skip
+def test_error_of_the_system_is_explained_whatever_names_the_file(error: OSError, got: str) -> None:
+    assert f"\ngot {got}\n" in str(explain_exception(error))
+
+
+def test_path_is_shown_from_a_folder_that_was_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (folder / "gone").rmdir()
+    assert shown_path(folder / "a") == str(folder / "a")

@@ -169,6 +169,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --seed_everything x": "--seed_everything to be …a whole number | x",
         "fit --seed_everything -5": "settings that fit together | -5 …",
         "export --ckpt_path best --output model.h5": "--output to end in .onnx, .pt2, .safetensors | model.h5 | …",
+        "export --ckpt_path best --output http://x/model.pt2": "--output on this machine | http://x/model.pt2 | …",
         # Nothing to measure, and what doesn't go together
         f"{DIGITS} --trainer.max_epochs -1 --model.scheduler OneCycleLR --model.scheduler.max_lr 1":
             "a fit of known length for this schedule | none | "
@@ -253,6 +254,7 @@ REFUSED: dict[str, dict[str, str]] = {
         f"{RESUME} --model mnist_lightning.ResNet18": f"a run of ResNet18 {NO_RUN}",
         f"{RESUME} --trainer.callbacks BatchSizeFinder":
             "a run to go on with | BatchSizeFinder, which would begin it anew | start a new run with what it found…",
+        f"{PHOTOS}=": "a picture or a folder of them at --data.path | no path | …",
         f"{PHOTOS} nowhere": "a picture or a folder of them at --data.path | nothing: nowhere | …",
         f"{PHOTOS} .hidden": "pictures at --data.path | an empty folder: .hidden | …",
         f"{PHOTOS} a.png --data.save_seen a.png": "… | a.png, which exists and is something else | …",
@@ -307,7 +309,7 @@ FULL = OSError(28, "No space left on device")
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source mnist --data.data_dir locked",
      "a folder to read and write: locked/MNIST/raw | …Permission denied: 'locked/x' | put … or give --data.data_dir …"),
     ("pathlib.Path.mkdir", LOCKED, "fit --data.source digits",
-     "to read and write the run's files | Permission denied: locked/x | choose another place, or mend it."),
+     "a folder for runs | Permission denied: locked/x | move it away, or …"),
     ("os.fsync", FULL, "fit --data.source digits", "… | No space left on device | choose another place, or mend it."),
     ("torch.load", LOCKED, "test --ckpt_path whole.ckpt",
      f"{OURS} | a file without read permission: whole.ckpt | {OTHER_FILE}"),

@@ -70,6 +70,7 @@ def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -
 
 
 def test_each_class_is_split_by_the_same_shares(flat: Path) -> None:
+    (flat / "ants" / "000.png").rename(flat / "ants" / "000.PNG")
     data = ready(flat, val_size=0.1, test_size=0.3)
     assert data.class_names == sorted(COLOURS)
     counts = {part: [sum(name.startswith(cls) for name in names(data, part)) for cls in COLOURS] for part in PARTS}
@@ -153,13 +154,13 @@ def halves(left: object, right: object, mode: str = "RGB") -> Image.Image:
     return picture
 
 
-WIDE = Image.fromarray(np.tile(np.repeat(np.array([[0, 65535]], np.uint16), 100, axis=1), (100, 1)))
+WIDE = Image.fromarray(np.tile(np.repeat(np.array([[0, 32896]], np.uint16), 100, axis=1), (100, 1)))
 PALETTE = halves((250, 0, 0), (0, 0, 250)).convert("P", palette=Image.Palette.ADAPTIVE)
 CASES = {
     "grey.jpg": (halves(0, 255, "L"), (0, 0, 0), (255, 255, 255)),
     "bits.bmp": (halves(0, 1, "1"), (0, 0, 0), (255, 255, 255)),
-    "16.png": (WIDE, (0, 0, 0), (255, 255, 255)),
-    "16.TIFF": (WIDE, (0, 0, 0), (255, 255, 255)),
+    "16.png": (WIDE, (0, 0, 0), (128, 128, 128)),
+    "16.TIFF": (WIDE, (0, 0, 0), (128, 128, 128)),
     "floats.tif": (halves(-1.5, 7.0, "F"), (0, 0, 0), (255, 255, 255)),
     "palette.gif": (PALETTE, (250, 0, 0), (0, 0, 250)),
     "cmyk.jpg": (halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK"), (255, 0, 0), (0, 0, 255)),
@@ -260,6 +261,10 @@ def test_pictures_that_stay_on_disk_make_the_same_batches(flat: Path, monkeypatc
     next(iter(stopped))
     resumed.load_state_dict(stopped.state_dict())
     assert same(batches(resumed), batches(in_memory.train_dataloader())[1:])
+    for picture in on_disk.pictures["train"]:
+        picture.file.write_text("hello")
+    with pytest.raises(UserError, match="a picture that can be read in each batch\ngot none of 16"):
+        next(iter(resumed))
 
 
 @pytest.mark.parametrize("part", ["test", "predict"])

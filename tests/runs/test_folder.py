@@ -1,12 +1,18 @@
 """Run folders: one for each run, even for runs that start together; the newest is found again."""
 
+import errno
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, unclaim
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, training_in, unclaim
 
 
 def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("best", "last")) -> Path:
@@ -45,6 +51,52 @@ def test_number_that_another_process_takes_in_between_is_passed_over(
 
     monkeypatch.setattr(Path, "glob", glob)
     assert claim(tmp_path, "ConvNet").name == "version_1"
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.symlink_to("purged"), lambda path: path.write_text(""),
+    lambda path: (path.mkdir(), (path / "ConvNet").symlink_to("purged")),
+])  # fmt: skip
+def test_folder_that_cannot_hold_runs_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    make(tmp_path / LOGS)
+    got = "a file, or a link to a folder that is gone: "
+    with pytest.raises(UserError, match=f"a folder for runs\ngot {got}.*{LOGS}.*\n.*--trainer.default_root_dir"):
+        claim(tmp_path, "ConvNet")
+
+
+def test_read_only_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / LOGS))
+    monkeypatch.setattr(os, "mkdir", Mock(side_effect=denied))  # root may write everywhere
+    with pytest.raises(UserError, match="got Permission denied: .*lightning_logs"):
+        claim(tmp_path, "ConvNet")
+
+
+def test_number_of_a_dangling_link_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / LOGS / "ConvNet"
+    folder.mkdir(parents=True)
+    (folder / "version_3").symlink_to("purged")
+    assert claim(tmp_path, "ConvNet").name == "version_4"
+
+
+def test_run_is_trained_by_one_process_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
+    script = """if True:
+        import pathlib, sys
+        from mnist_lightning.runs.folder import training_in
+        with training_in(pathlib.Path(sys.argv[1])):
+            print("locked", flush=True)
+            sys.stdin.read()"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "locked\n"
+        refused = "a run that no other process is training\ngot .*\n.*start a new run"
+        with pytest.raises(UserError, match=refused), training_in(tmp_path):
+            pass
+        other.kill()
+    for _ in range(2):  # given back, it can be taken again; the file that is left means nothing
+        with training_in(tmp_path):
+            assert (tmp_path / ".training.lock").is_file()
 
 
 def test_unclaim_removes_a_run_without_checkpoints_and_the_folders_that_it_leaves_empty(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: P
     for step in range(5):
         first.log_metrics({"train/loss": 10.0 + step, "epoch": 0}, step)
     first.log_metrics({"val/acc": 0.5, "epoch": 0}, 4)  # the same row
-    resumed = RunLogger(tmp_path, resumed_at=3)
+    resumed = RunLogger(tmp_path, resumed_after=2)
     resumed.log_metrics({"train/loss": 20.0, "epoch": 0}, 3)
     resumed.finalize("success")
     evaluated = RunLogger(tmp_path, evaluated_at=4)
@@ -33,7 +33,7 @@ OTHERS = ("a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\
 @pytest.mark.parametrize("content", OTHERS, ids=repr)
 def test_metrics_of_somebody_else_are_left_alone(content: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(content)
-    logger = RunLogger(tmp_path, resumed_at=3)
+    logger = RunLogger(tmp_path, resumed_after=2)
     logger.log_metrics({"test/acc": 0.5}, 3)
     logger.finalize("success")
     assert (tmp_path / "metrics.csv").read_text() == content
