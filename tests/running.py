@@ -164,11 +164,6 @@ def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """As the package reads it."""
-    return Saved(path).content
-
-
 def events(run_folder: Path) -> EventAccumulator:
     return EventAccumulator(str(run_folder)).Reload()
 

@@ -14,7 +14,6 @@ import pytest
 import running
 import torch
 from foreign_project.data import Letters
-from foreign_project.letters import write_letters
 from foreign_project.models import Deep, Plain, Reader
 from running import READER, Few, Fit, loaded, process, rows
 from sklearn.metrics import f1_score
