@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from running import command
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
@@ -61,3 +63,12 @@ def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest
             torch.load(path)
     assert torch.equal(Saved(path).content["state_dict"]["weight"], torch.arange(1000.0))
     assert WholeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("typed", ["test", "predict", "export --output model.pt2"])
+def test_command_reads_its_checkpoint_once(typed: str, convnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = convnet / "checkpoints" / "best.ckpt"
+    load = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    command(*typed.split(), "--ckpt_path", checkpoint)
+    assert [str(call.args[0]) for call in load.call_args_list].count(str(checkpoint)) == 1
