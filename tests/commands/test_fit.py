@@ -23,7 +23,6 @@ from running import (
     last,
     loaded,
     points,
-    refused,
     rows,
     run,
 )
@@ -176,11 +175,6 @@ def test_callbacks_of_ones_own_go_on_too() -> None:
     (epoch,) = (path.stem for path in (RUN / "checkpoints").glob("epoch*"))  # of all three the one with the lowest loss
     assert epoch == "epoch=2-step=6"
     command("fit", "--config", RUN / "config.yaml", *QUICK)
-
-
-def test_finder_would_begin_a_run_anew() -> None:
-    command("fit", *FEW, *"--trainer.callbacks BatchSizeFinder --trainer.callbacks.max_trials 1".split())
-    assert "got BatchSizeFinder, which would begin it anew" in refused("fit", "--ckpt_path", "last")
 
 
 def test_run_that_early_stopping_ended_has_ended() -> None:

@@ -20,7 +20,7 @@ from mnist_lightning.commands.lr_find import steepest
 def test_rate_is_found_and_nothing_left(typed: str, option: str, folder: Path) -> None:
     out = command(*typed.split(), *DIGITS)
     found = re.fullmatch(f"A learning rate to try: {option}(.*); nothing was trained.", out.splitlines()[-1])
-    assert 1e-3 < float(found[1]) < 1
+    assert 1e-5 < float(found[1]) < 1
     assert files(folder) == set()
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from foreign_project.data import Odd
+from lightning.pytorch import Trainer
 from torchvision.models import resnet18
 
 import mnist_lightning
@@ -20,40 +19,11 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.photos import ImageFolder, Photos
 from mnist_lightning.resnet import ResNet18
 from mnist_lightning.runs.saved import load_model
-from mnist_lightning.sources import load_digits
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 
-class Linear(DigitClassifier):
-    """A reader's own model."""
-
-    def __init__(self, num_classes: int = 10) -> None:
-        super().__init__(lambda params: torch.optim.SGD(params, lr=0.1), num_classes=num_classes)
-        self.layer = nn.Linear(784, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images.flatten(1) / 255)
-
-
-def pairs(count: int) -> list[tuple[Tensor, Tensor]]:
-    images, labels = load_digits().train
-    return list(zip(images[:count], labels[:count], strict=True))
-
-
-class OwnData(LightningDataModule):
-    """Somebody's own data."""
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(pairs(64), batch_size=8, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(pairs(20), batch_size=8)
-
-    test_dataloader = val_dataloader
-
-
-def test_package_gives_its_seven_names() -> None:
+def test_package_gives_its_names() -> None:
     given = {name: getattr(mnist_lightning, name) for name in mnist_lightning.__all__}
     classes = (ConvNet, DigitClassifier, ImageFolder, MNISTDataModule, Photos, ResNet18)
     assert given == {"load_model": load_model} | {cls.__name__: cls for cls in classes}
@@ -92,16 +62,14 @@ def test_resnet18_trains_with_a_plain_trainer_and_its_file_of_weights_may_go(qui
 
 
 @pytest.mark.parametrize("data", ["loaders", "a datamodule"])
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of the same loader for training and validation
 def test_data_of_ones_own_trains_it_too(data: str, quiet: Callable) -> None:
-    model = ConvNet()
+    model, own = ConvNet(), Odd()
     trainer = quiet(max_epochs=1)
-    if data == "loaders":
-        trainer.fit(model, DataLoader(pairs(64), batch_size=8), DataLoader(pairs(20), batch_size=8))
-    else:
-        trainer.fit(model, OwnData())
-    assert trainer.global_step == 8
+    trainer.fit(model, *((own.loader(), own.loader()) if data == "loaders" else (own,)))
+    assert trainer.global_step == 5
     assert trainer.callback_metrics["val/acc"] > 0
-    (results,) = trainer.test(model, OwnData(), verbose=False)
+    (results,) = trainer.test(model, own, verbose=False)
     assert results["test/acc"] == pytest.approx(trainer.callback_metrics["test/acc"].item())
     trainer.save_checkpoint("own.ckpt")
     assert run(["test", "--ckpt_path", "own.ckpt", "--data.source", "digits"]) == 0

@@ -1,4 +1,4 @@
-"""ResNet18: torchvision's network, frozen in every mode, with weights from anywhere or a reason why not."""
+"""PretrainedClassifier by ResNet18: torchvision's network, frozen in every mode, with weights from anywhere."""
 
 import copy
 from collections.abc import Callable
@@ -121,6 +121,15 @@ def test_backbone_learns_at_its_share_of_the_heads_rate(schedule: Any, arguments
     heads, backbones = zip(*rates, strict=True)
     assert backbones == pytest.approx([0.25 * rate for rate in heads])
     assert len(set(heads)) == 3
+
+
+def test_layer_that_was_replaced_is_trained(images: Tensor) -> None:
+    model = ResNet18("none", 28, trainable_layers=5)
+    model.load_pretrained()
+    model.backbone.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # the usual change for small images
+    before = model.backbone.conv1.weight.detach().clone()
+    step(model, images)
+    assert not torch.equal(model.backbone.conv1.weight, before)
 
 
 # ---- The features
