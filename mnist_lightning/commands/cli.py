@@ -63,7 +63,7 @@ from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, quoted, re
 from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.memory import keep_freed_memory
 from mnist_lightning.runs.predictions import PredictionWriter
-from mnist_lightning.runs.state import RunState, write_settings
+from mnist_lightning.runs.state import RunState, refuse_inexact, write_settings
 
 DEFAULTS = {
     "model": {"class_path": f"{ConvNet.__module__}.ConvNet"},
@@ -268,6 +268,8 @@ class CLI(LightningCLI):
                 self.model.load_state_dict(self.checkpoint["state_dict"], strict=self.model.strict_loading)
             except RuntimeError as error:
                 raise unfit(error, f"{self.settings.ckpt_path}, ") from error
+        if self.checkpoint is not None and self.subcommand == "fit":
+            refuse_inexact(given(settings["callbacks"]), self.checkpoint)
         if settings["barebones"]:  # Lightning refuses whatever might cost time
             return super().instantiate_trainer(**kwargs)
         self._prepare()
@@ -332,10 +334,10 @@ class CLI(LightningCLI):
             return wanted or False
         if self.subcommand == "predict" or (self.subcommand == "fit" and not self.fitting):
             return wanted or False
-        step = (self.checkpoint or {}).get("global_step")
-        at = {"evaluated_at": step}
+        checkpoint = self.checkpoint or {"global_step": None}
+        at = {"evaluated_at": checkpoint["global_step"]}
         if self.subcommand == "fit":
-            at = {"resumed_after": self.checkpoint.get("logged_step", step - 1)} if self.checkpoint else {}
+            at = {"resumed_after": checkpoint.get("logged_step", checkpoint["global_step"])}
         return [RunLogger(self.folder, **at), *given(wanted)]
 
     def _plugins(self, wanted: Any) -> list[Any]:

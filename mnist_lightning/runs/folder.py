@@ -1,5 +1,4 @@
-"""A run's folder, lightning_logs/<Model>/version_N: claimed and trained by one process, found again, removed if it stays
-empty."""
+"""A run's folder, lightning_logs/<Model>/version_N: claimed, trained in by one process, found again, given back."""
 
 import os
 import shlex

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,12 @@ class RunState(Callback):
             raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        trained = {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
-        if not all(bool(parameter.isfinite().all()) for parameter in trained.values()):
+        parameters = dict(pl_module.named_parameters())
+        if not all(bool(value.isfinite().all()) for value in parameters.values() if value.requires_grad):
             raise not_finite("weights that aren't", trainer.global_step)
-        checkpoint["trained"] = list(trained)
+        checkpoint["frozen"] = [name for name, value in parameters.items() if not value.requires_grad]
         if gathers_gradients(trainer, pl_module):
-            gradients = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
+            gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
             # Until the optimizer's step each process has its own.
             checkpoint["gradients"] = {name: each_process(trainer, value) for name, value in gradients.items()}
         if self._epoch_ended:
@@ -76,7 +76,6 @@ class RunState(Callback):
             checkpoint["class_names"] = names
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        refuse_inexact(trainer, checkpoint)
         self._resumed = checkpoint
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
         if "generators" in checkpoint:
@@ -84,14 +83,14 @@ class RunState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed, self._resumed = self._resumed, {}
-        if "trained" in resumed:  # Lightning's BackboneFinetuning freezes all again: its issue 21901
-            for name, parameter in pl_module.named_parameters():
-                parameter.requires_grad_(name in resumed["trained"])
         for name, parameter in pl_module.named_parameters():
+            if "frozen" in resumed:
+                # BackboneFinetuning freezes all again: https://github.com/Lightning-AI/pytorch-lightning/issues/21901
+                parameter.requires_grad_(name not in resumed["frozen"])
             if name in resumed.get("gradients", {}):
                 of_each = resumed["gradients"][name]
                 mine = of_each[trainer.global_rank] if len(of_each) == trainer.world_size else of_each.mean(0)
-                parameter.grad = torch.empty_like(parameter).copy_(mine)
+                parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(mine)
         if "plateau" in resumed:
             step_plateaus(trainer, resumed["plateau"])
         if resumed and trainer.fit_loop.restarted_mid_epoch:
@@ -140,14 +139,14 @@ def due_plateaus(trainer: Trainer, epochs: int) -> dict[int, float]:
 
 
 def step_plateaus(trainer: Trainer, due: Mapping[int, float]) -> None:
-    """What Lightning leaves out of an epoch that was resumed in its middle, or whose last checkpoint came before it."""
+    """What Lightning leaves out of an epoch that was resumed in its middle or after the checkpoint of its end."""
     for index, metric in due.items():
         trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
 
 
-def refuse_inexact(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Raises UserError if a resumed fit would end as another one, because a checkpoint can't hold all of a callback."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+def refuse_inexact(callbacks: Iterable[Callback], checkpoint: dict[str, Any]) -> None:
+    """Raises UserError if a fit resumed with these would end as another one: checkpoints don't hold all of them."""
+    for callback in callbacks:
         got = None
         if isinstance(callback, ModelPruning):
             got = "ModelPruning, whose masks and first weights are in no checkpoint"
@@ -155,7 +154,8 @@ def refuse_inexact(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             if checkpoint.get("callbacks", {}).get(callback.state_key, {}).get("n_averaged"):
                 got = "StochasticWeightAveraging after it began, which would begin its learning rates anew"
         if got:
-            raise UserError("a run that can be resumed exactly", got, "start a new run, or use --trainer.callbacks null.")
+            remedy = "start a new run, or use --trainer.callbacks null."
+            raise UserError("a run that can be resumed exactly", got, remedy)
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ def test_best_is_the_highest_accuracy_and_of_equal_ones_the_lower_loss(
 @pytest.mark.parametrize(("settings", "interval", "saved"), [
     ({"max_epochs": 3, "limit_train_batches": 4}, 14, [4, 8, 12]),  # seconds between two batches
     ({"max_epochs": 1, "limit_train_batches": 4}, 25, [3, 4]),
-    ({"max_epochs": 1, "limit_train_batches": 4}, 61, [1, 2, 3, 4, 4]),
+    ({"max_epochs": 1, "limit_train_batches": 4}, 61, [1, 2, 3, 4]),
     ({"max_epochs": -1, "max_steps": 6, "limit_train_batches": 4}, 0, [4, 6]),
     ({"max_epochs": -1, "max_steps": 8, "limit_train_batches": 4}, 0, [4, 8]),
 ])  # fmt: skip
