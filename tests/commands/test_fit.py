@@ -169,11 +169,15 @@ def test_newest_run_is_resumed_whatever_its_model(convnet: Path, resnet: Path) -
 
 def test_callbacks_of_ones_own_go_on_too() -> None:
     kept = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val/loss"
-    pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
-    command("fit", *SHORT, "--trainer.max_epochs", 2, *kept.split(), *pruned.split())
+    command("fit", *SHORT, "--trainer.max_epochs", 2, *kept.split())
     command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
     (epoch,) = (path.stem for path in (RUN / "checkpoints").glob("epoch*"))  # of all three the one with the lowest loss
     assert epoch == "epoch=2-step=6"
+
+
+def test_fit_with_a_function_among_its_settings_is_repeated_by_its_config() -> None:
+    pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
+    command("fit", *SHORT, "--trainer.max_epochs", 1, *pruned.split())
     command("fit", "--config", RUN / "config.yaml", *QUICK)
 
 
