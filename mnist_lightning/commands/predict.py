@@ -17,7 +17,7 @@ from mnist_lightning.runs.saved import Saved
 class Predict(Command):
     """Answers for the test images, or for a person's files, which need no labels."""
 
-    needs_labels = False
+    stage, needs_labels = "predict", False
     saved: Saved  # refusals.py has seen to it
 
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
