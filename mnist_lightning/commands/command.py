@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelPruning, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
@@ -120,8 +121,8 @@ class Command:
         summary = given["enable_model_summary"] is not False
         if summary and not any(isinstance(callback, ModelSummary) for callback in theirs):
             callbacks.append(ParameterCount())
-        optimizer = self.settings.model.get("init_args", {}).get("optimizer") or {}
-        flattens = str(optimizer.get("class_path", "")).endswith(".LBFGS")
+        optimizer = self.settings.model.get("init_args", {}).get("optimizer")
+        flattens = isinstance(optimizer, Namespace) and optimizer.class_path.endswith(".LBFGS")
         if flattens or any(isinstance(callback, ModelPruning) for callback in theirs):
             self.model.to(memory_format=torch.contiguous_format)  # torch can't flatten channels_last weights for these
         return callbacks
