@@ -99,7 +99,7 @@ class DigitClassifier(LightningModule):
         return self._classify(self, pictures)
 
     def classify_with(self, classify: "Callable[[DigitClassifier, Any], Any]") -> None:
-        """Takes what `classify` is to call, with the model and the pictures: how they are read isn't the model's matter."""
+        """Takes what `classify` calls, with the model and the pictures: how they are read isn't the model's matter."""
         self._classify = classify
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:

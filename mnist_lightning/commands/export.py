@@ -24,7 +24,7 @@ from mnist_lightning.files import write_whole
 from mnist_lightning.photos.image_folder import ImageFolder
 from mnist_lightning.photos.reading import MARGIN
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
-from mnist_lightning.runs.saved import MNIST_EXAMPLE, Saved
+from mnist_lightning.runs.saved import MNIST_EXAMPLE, Example, Saved
 from mnist_lightning.sources import load_digits
 
 CHECKED = 1000  # images, or fewer large ones:
@@ -67,7 +67,7 @@ def export(ckpt_path: str, output: str) -> None:
         wanted = answers(model, images)
     except Exception as error:  # of the model's own code
         remedy = "train it anew with fit, which records in the checkpoint what images the model takes."
-        raise UserError(f"a model that takes {saved.example} images", in_one_line(error), remedy) from error
+        raise UserError(f"a model that takes {signature(saved.example)}", in_one_line(error), remedy) from error
     # Convolutions' weights may be laid out as channels_last: torch.export.save warns of that, and safetensors refuses.
     model = model.to(memory_format=torch.contiguous_format)
     properties = metadata(model, saved)
@@ -120,6 +120,10 @@ def sample_images(saved: Saved) -> tuple[Tensor, str]:
     return torch.randint(256, (count, *shape), generator=generator).to(dtype), "random in 0 to 255"
 
 
+def signature(example: Example) -> str:
+    return f"{example.dtype} images (B, {', '.join(map(str, example.shape))})"
+
+
 def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
@@ -133,7 +137,7 @@ def answers(model: Answer, images: Tensor) -> Tensor:
 def metadata(model: DigitClassifier, saved: Saved) -> dict[str, str]:
     """What the file says of itself."""
     example, data = saved.example, saved.data_name
-    said = {"input": f"{example.dtype} images (B, {', '.join(map(str, example.shape))})"}
+    said = {"input": signature(example)}
     if example == MNIST_EXAMPLE:
         said["input"] += ", 0 = background, 255 = strokes"
     elif data == ImageFolder.__name__:

@@ -1,8 +1,9 @@
 """load_model(path).classify(picture): a checkpoint's answers from Python, its pictures read as `predict` reads them."""
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,27 +27,22 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     """
     saved = Saved(path)
     model = saved.model()
-    model.classify_with(Classify(saved.names(model.num_classes), saved.example))
+    model.classify_with(partial(classify, names=saved.names(model.num_classes), example=saved.example))
     return model
 
 
-class Classify(NamedTuple):
-    """What `DigitClassifier.classify` does, with what the checkpoint knows."""
-
-    names: list[str]  # of the classes
-    example: Example
-
-    def __call__(self, model: DigitClassifier, pictures: Any) -> Any:
-        several = isinstance(pictures, (list, tuple))
-        if several and not pictures:
-            return []
-        with no_doubts():
-            images = [as_image(picture, self.example) for picture in (pictures if several else [pictures])]
-        with evaluated(model):
-            logits = [model(batch.to(model.device)) for batch in torch.stack(images).split(64)]  # (B, C)
-        probabilities = torch.cat(logits).softmax(1).tolist()
-        found = [dict(sorted(zip(self.names, p, strict=True), key=lambda pair: -pair[1])) for p in probabilities]
-        return found if several else found[0]
+def classify(model: DigitClassifier, pictures: Any, names: list[str], example: Example) -> Any:
+    """What `DigitClassifier.classify` returns, with what a checkpoint knows: the classes, and what an image is like."""
+    if not isinstance(pictures, (list, tuple)):
+        return classify(model, [pictures], names, example)[0]
+    if not pictures:
+        return []
+    with no_doubts():
+        images = torch.stack([as_image(picture, example) for picture in pictures])
+    with evaluated(model):
+        logits = torch.cat([model(batch.to(model.device)) for batch in images.split(64)])  # (N, C)
+    found = logits.softmax(1).tolist()
+    return [dict(sorted(zip(names, p, strict=True), key=lambda pair: -pair[1])) for p in found]
 
 
 def as_image(picture: Any, example: Example) -> Tensor:
@@ -62,22 +58,23 @@ def as_image(picture: Any, example: Example) -> Tensor:
     try:
         if isinstance(picture, (str, os.PathLike)):
             with opened(Path(picture).expanduser()) as file:
-                return in_form(file, example)
+                return prepared(file, example)
         if isinstance(picture, np.ndarray):
             picture = from_array(picture)
         if not isinstance(picture, Image.Image):
             raise NoPicture("neither a path, nor a PIL image, nor an array")
-        return in_form(picture.copy(), example)
+        return prepared(picture.copy(), example)
     except NoPicture as reason:
         raise UserError("a picture", f"{name}: {reason}", "give another one.") from reason
 
 
-def in_form(picture: Image.Image, example: Example) -> Tensor:
+def prepared(picture: Image.Image, example: Example) -> Tensor:
     """Uint8 (1, 28, 28), or (3, S, S). The picture is changed."""
     return torch.from_numpy(ink(picture).image)[None] if example == MNIST_EXAMPLE else square(picture, example.shape[1])
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3) or not pixels.size:
+    in_form = pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not in_form or not pixels.size:
         raise NoPicture(f"{pixels.dtype} {pixels.shape}, not uint8 (H, W) or (H, W, 3)")
     return Image.fromarray(pixels)

@@ -28,7 +28,8 @@ EMBEDDED = 1000  # test images in the projector
 
 class Pictures(Callback):
     """Draws under `pictures/`: training images, the first convolution's filters, an image's feature maps; of validation
-    and test the confusion matrix, each class's precision and recall, and the most confident mistakes; the graph and the projector.
+    and test the confusion matrix, the precision and recall of each class, and the most confident mistakes; the graph
+    and the projector.
 
     Args:
         step: where the pictures of a test or validation stand in TensorBoard; the default is the Trainer's step.

@@ -189,7 +189,8 @@ def draw_classes(axes: Any, answers: Answers) -> None:
         bars = axes.bar([label + side for label in range(classes)], shares, 0.4, color=colour, label=name)
         if classes <= LABELLED:
             shown = ["" if math.isnan(share) else f"{share:.3g}" for share in shares]
-            axes.bar_label(bars, shown, fontsize=8 if classes <= 10 else 6, rotation=0 if classes <= 5 else 90, padding=2)
+            size, rotation = 8 if classes <= 10 else 6, 0 if classes <= 5 else 90
+            axes.bar_label(bars, shown, fontsize=size, rotation=rotation, padding=2)
         lowest = min([lowest, *(share for share in shares if not math.isnan(share))])  # a class may have no images
     label_classes(axes.xaxis, answers.names, rotation=90)
     bottom = max(0, lowest - 5)

@@ -168,9 +168,9 @@ class Saved:
     def _pictures(self) -> tuple[list[str], dict[str, Any]]:
         """The classes and the form of an ImageFolder's pictures, also after a fit from Python; else MNIST's form."""
         state, size = self.content.get("ImageFolder"), self.data_hyperparameters.get("size")
-        names = state.get("class_names") if isinstance(state, dict) else None
-        seen = {"shape": [3, size, size], "dtype": "uint8"}
-        return (names, seen) if is_list_of_names(names) and is_example(seen) else ([], MNIST)
+        names: Any = state.get("class_names") if isinstance(state, dict) else None
+        seen: dict[str, Any] = {"shape": [3, size, size], "dtype": "uint8"}
+        return (list(names), seen) if is_list_of_names(names) and is_example(seen) else ([], MNIST)
 
     def _get(self, key: str, default: Any, valid: Any) -> Any:
         """A value that somebody may have edited."""
