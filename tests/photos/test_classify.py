@@ -21,6 +21,7 @@ def test_names_come_with_probabilities_the_likeliest_first(pictures: Path) -> No
     answers = model.classify([red, blue])
     assert [list(answer) for answer in answers] == [["ants", "bees"], ["bees", "ants"]]
     assert all(sum(answer.values()) == pytest.approx(1) for answer in answers)
+    model.train_layers(5)
     model.train()  # as a fit leaves it
     assert model.classify(red) == pytest.approx(answers[0]) and model.training
     assert model.classify([]) == []
