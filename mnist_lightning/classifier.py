@@ -91,11 +91,11 @@ class DigitClassifier(LightningModule):
             pictures: a path, a PIL image, or an array, uint8 (H, W) or (H, W, 3); or a list of such.
 
         Raises:
-            UserError: it is no picture, or the model isn't from `load_model`: a checkpoint knows the classes' names.
+            UserError: it is no picture, or the model isn't `load_model`'s, or its checkpoint says nothing of its data.
         """
         if self._classify is None:
-            got, remedy = f"a {type(self).__name__} that was built here", "save a checkpoint, and load that."
-            raise UserError("a model from load_model", got, remedy)
+            expected = "a model from load_model, of a run of `fit`, or trained on an ImageFolder or MNISTDataModule"
+            raise UserError(expected, f"another {type(self).__name__}", "call it with a tensor of images.")
         return self._classify(self, pictures)
 
     def classify_with(self, classify: "Callable[[DigitClassifier, Any], Any]") -> None:

@@ -80,8 +80,8 @@ def export(ckpt_path: str, output: str) -> None:
         raise UserError(f"a model that can be written as {suffix}", in_one_line(error), remedy) from error
     worst = float((got - wanted).abs().max())
     same = int((got.argmax(1) == wanted.argmax(1)).sum())  # within the tolerance only ties can differ
-    classes = [saved.names(model.num_classes)[label] for label in wanted.argmax(1).unique().tolist()]
-    spread = f"as {len(classes)} of {model.num_classes} classes" if len(classes) > 1 else f"all as {classes[0]}"
+    names, labels = saved.names(wanted.shape[1]), wanted.argmax(1).unique().tolist()
+    spread = f"as {len(labels)} of {len(names)} classes" if len(labels) > 1 else f"all as {names[labels[0]]}"
     agreement = f"{same:,} of {len(images):,} images ({kind}) classified the same, {spread}"
     if not worst <= TOLERANCE * max(1, float(wanted.abs().max())):
         found = f"{agreement}, logits up to {worst:.1g} apart"
@@ -111,7 +111,7 @@ def sample_images(saved: Saved) -> tuple[Tensor, str]:
         try:
             data = ImageFolder(**saved.data_hyperparameters)
             data.setup("test")
-            return data.test_set[list(range(len(data.test_set)))[:count]][0], "of its test pictures"
+            return data.test_set[list(range(min(count, len(data.test_set))))][0], "of its test pictures"
         except (UserError, TypeError):
             pass  # they are elsewhere now, or of another version's ImageFolder
     generator = torch.Generator().manual_seed(0)

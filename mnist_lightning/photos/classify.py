@@ -27,7 +27,8 @@ def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
     """
     saved = Saved(path)
     model = saved.model()
-    model.classify_with(partial(classify, names=saved.names(model.num_classes), example=saved.example))
+    if saved.data_name:  # else nobody knows what its images are like
+        model.classify_with(partial(classify, names=saved.names(model.num_classes), example=saved.example))
     return model
 
 
