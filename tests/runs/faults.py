@@ -138,7 +138,7 @@ class TwoOptimizers(DigitClassifier):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss / 2)
-        if batch_idx % 2:
+        if batch_idx % 2 == 0:
             for optimizer in self.optimizers():
                 optimizer.step()
                 optimizer.zero_grad()

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from running import read_checkpoint
+from running import command
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
+from mnist_lightning.runs.saved import Saved
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "class_path": "a.B", "epoch": 3}
 
@@ -23,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as raised:
-        read_checkpoint(path)
+        Saved(path).content
     expected, got, remedy = str(raised.value).split("\n")
     assert expected == "expected a checkpoint of this project"
     assert remedy == "give --ckpt_path best, last or another file."
@@ -31,7 +33,7 @@ def refusal(path: Path) -> str:
 
 
 def test_checkpoint_comes_back_as_it_was(path: Path) -> None:
-    content = read_checkpoint(path)
+    content = Saved(path).content
     assert torch.equal(content["state_dict"]["weight"], torch.arange(1000.0))
     assert (content["epoch"], content["class_path"]) == (3, "a.B")
     assert os.listdir(path.parent) == ["last.ckpt"]
@@ -59,5 +61,14 @@ def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA"):
             torch.load(path)
-    assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000.0))
+    assert torch.equal(Saved(path).content["state_dict"]["weight"], torch.arange(1000.0))
     assert WholeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("typed", ["test", "predict", "export --output model.pt2"])
+def test_command_reads_its_checkpoint_once(typed: str, convnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = convnet / "checkpoints" / "best.ckpt"
+    load = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    command(*typed.split(), "--ckpt_path", checkpoint)
+    assert [str(call.args[0]) for call in load.call_args_list].count(str(checkpoint)) == 1
