@@ -242,7 +242,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --data.source mnist --data.data_dir text.ckpt":
             "a folder to read and write: text.ckpt/MNIST/raw | …Not a directory… | put …",
         f"{DIGITS} --trainer.default_root_dir text.ckpt":
-            "to read and write the run's files | Not a directory: …/text.ckpt/lightning_logs/… | …",
+            "a folder for runs | …text.ckpt… | …",
     },
     "convnet": {
         f"{RESUME} --data.source mnist": f"--data.source as in the checkpoint: digits | mnist | {KEPT}",

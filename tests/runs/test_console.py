@@ -56,6 +56,7 @@ def test_hint_to_round_in_matrix_products_is_no_news(
     for name, answer in gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    caplog.set_level(logging.INFO, "lightning.pytorch")
     CUDAAccelerator().setup_device(torch.device("cuda", 63))  # the hint is given once for a device
     assert "set_float32_matmul_precision" in caplog.text
     assert not any(map(is_news, caplog.records))
