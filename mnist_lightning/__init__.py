@@ -7,12 +7,12 @@ if TYPE_CHECKING:
     from mnist_lightning.classifier import DigitClassifier
     from mnist_lightning.convnet import ConvNet
     from mnist_lightning.data import MNISTDataModule
-    from mnist_lightning.photos import Photos
+    from mnist_lightning.photos import ImageFolder, Photos
     from mnist_lightning.resnet import ResNet18
-    from mnist_lightning.runs.checkpoints import load_model
+    from mnist_lightning.runs.saved import load_model
 
 __version__ = "0.2.0"
-__all__ = ["ConvNet", "DigitClassifier", "MNISTDataModule", "Photos", "ResNet18", "load_model"]
+__all__ = ["ConvNet", "DigitClassifier", "ImageFolder", "MNISTDataModule", "Photos", "ResNet18", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,10 +20,11 @@ def __getattr__(name: str) -> Any:
     homes = {
         "ConvNet": "convnet",
         "DigitClassifier": "classifier",
+        "ImageFolder": "photos",
         "MNISTDataModule": "data",
         "Photos": "photos",
         "ResNet18": "resnet",
-        "load_model": "runs.checkpoints",
+        "load_model": "runs.saved",
     }
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

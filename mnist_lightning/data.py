@@ -2,43 +2,26 @@
 
 B = batch size, N = images of a data set. A batch is (images, labels): uint8 (B, 1, 28, 28), 0 = background, 255 =
 stroke, and int64 (B,). The model normalises and resizes them, so that training, validation, photos and export all see
-the same pixels.
+the same pixels. How batches are made of images in memory is in loader.py.
 """
 
-import itertools
-import os
 import sys
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveInt
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from jsonargparse.typing import NonNegativeFloat, OpenUnitInterval, PositiveInt
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.hyperparameters import make_hyperparameters_plain
+from mnist_lightning.loader import Images, ImagesDataModule
 from mnist_lightning.sources import Digits, load_digits, load_mnist
 
-EVAL_BATCH = 250  # images; divides 5,000 and 10,000
 MNIST_TRAIN = 60_000
 
 
-class Features(NamedTuple):
-    """The output of a model's frozen layers, given to it in the place of images; see finetuning/features.py."""
-
-    values: Tensor  # float (B, *D)
-    layers: int  # how many layers the images have passed
-
-
-Batch = tuple[Tensor | Features, Tensor]
-
-
-class MNISTDataModule(LightningDataModule):
+class MNISTDataModule(ImagesDataModule):
     """MNIST's 60,000 + 10,000 images, 5,000 of the 60,000 kept for validation; or digits that need no network.
 
     The test set is never trained on, never used to choose by, and never truncated, on any number of processes.
@@ -67,30 +50,29 @@ class MNISTDataModule(LightningDataModule):
         data_dir: str = "data",
         mirrors: list[str] | None = None,
         batch_size: PositiveInt | None = None,
-        val_size: NonNegativeInt | OpenUnitInterval = 5000,
+        val_size: int | OpenUnitInterval = 5000,
         split_seed: int = 0,
         train_size: PositiveInt | None = None,
         augment: NonNegativeFloat = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size)
+        if source not in ("auto", "mnist", "digits"):
+            raise UserError("a source: auto, mnist or digits", repr(source), "correct it.")
+        data_dir = str(data_dir)  # a checkpoint holds no Path
         self.save_hyperparameters()
-        make_hyperparameters_plain(self)
-        self.source: str = source  # mnist or digits once the data is loaded
-        self.data_dir, self.mirrors, self.batch_size = data_dir, mirrors, batch_size
-        self.val_size, self.split_seed, self.train_size, self.augment = val_size, split_seed, train_size, augment
+        self.source: str = source  # mnist or digits once the images are loaded
+        self.data_dir, self.mirrors, self.val_size = data_dir, mirrors, val_size
+        self.split_seed, self.train_size, self.augment = split_seed, train_size, augment
         self.fell_back = False  # from MNIST to the bundled digits
         self.loaded: Digits | None = None
 
-    def prepare_data(self) -> None:
-        self.loaded = self.loaded or self.load()
-
     def setup(self, stage: str) -> None:
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by seed_everything; of the order of training images
-        self.loaded = self.loaded or self.load()
-        if self.batch_size is None:
-            self.batch_size = 16 if self.source == "digits" else 64
-        settled = {"source": self.source, "batch_size": int(self.batch_size)}  # not auto and None
-        self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
+        super().setup(stage)
+        if self.loaded is None:
+            self.loaded = self.load()
+            self.batch_size = int(self.batch_size or (16 if self.source == "digits" else 64))
+            settled = {"source": self.source, "batch_size": self.batch_size}  # not auto and None
+            self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
         images, labels = self.loaded.train
         val_size = self.val_size
         if self.source == "digits" and val_size >= 1:
@@ -121,95 +103,11 @@ class MNISTDataModule(LightningDataModule):
             rank_zero_only(print)(f"{warning}\n{error}", file=sys.stderr)
         return digits
 
-    def train_dataloader(self) -> DataLoader:
-        # A DistributedSampler even on one process: its order depends on the seed and the epoch alone.
-        sampler: DistributedSampler = DistributedSampler(self.train_set, *self._share(), shuffle=True, seed=self.seed)
-        return ResumableLoader(self.train_set, batch_size=self.batch_size, sampler=sampler)
-
-    def val_dataloader(self) -> DataLoader | list[Any]:
-        return self._eval_dataloader(self.val_set) if len(self.val_set) else []
-
-    def test_dataloader(self) -> DataLoader:
-        return self._eval_dataloader(self.test_set)
-
-    predict_dataloader = test_dataloader
-
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.augment and self.trainer is not None and self.trainer.training:
             images, labels = batch
             return affine(images, self.augment), labels
         return batch
-
-    def use_features(self, part: Literal["train", "val", "test"], features: Features | None) -> None:
-        """From now on the batches of a part hold these features (N, *D) in the place of images; None ends that."""
-        {"train": self.train_set, "val": self.val_set, "test": self.test_set}[part].features = features
-
-    def state_dict(self) -> dict[str, int]:
-        return {"seed": self.seed}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.seed = state_dict["seed"]
-
-    def _eval_dataloader(self, images: "Images") -> DataLoader:
-        # Lightning's default sampler repeats images to give all processes as many; this one is exact.
-        sampler = UnrepeatedDistributedSampler(images, *self._share(), shuffle=False)
-        return ResumableLoader(images, batch_size=EVAL_BATCH, sampler=sampler)
-
-    def _share(self) -> tuple[int, int]:
-        """How many processes there are, and which one this is."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
-
-class Images(Dataset):
-    """Images (N, 1, 28, 28) and labels (N,) in memory."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-        self.features: Features | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int | list[int]) -> Batch:
-        """An image and its label; of a list of indices a batch, in a fraction of the time of one after the other."""
-        if self.features is not None:
-            return self.features._replace(values=self.features.values[index]), self.labels[index]
-        return self.images[index], self.labels[index]
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader that knows its place in the epoch: a run that was killed goes on with the next batch.
-
-    Lightning keeps the state of a training loader that has `state_dict` and `load_state_dict` in its checkpoints. On
-    resuming it calls `load_state_dict`, `iter()` and the sampler's `set_epoch`, in that order.
-    """
-
-    yielded = 0  # batches of this epoch
-    resumed: dict[str, int] | None = None
-
-    @property
-    def epoch(self) -> int:
-        return self.sampler.epoch if isinstance(self.sampler, DistributedSampler) else 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "yielded": self.yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.resumed = state
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # This is a generator: it runs when the first batch is asked for, and by then Lightning has set the epoch.
-        resumed, self.resumed = self.resumed, None
-        self.yielded = resumed["yielded"] if resumed and resumed["epoch"] == self.epoch else 0
-        for positions in itertools.islice(self.batch_sampler, self.yielded, None):  # type: ignore[arg-type]
-            self.yielded += 1
-            if isinstance(self.dataset, Images):
-                yield self.dataset[positions]
-            else:  # of a subclass of MNISTDataModule
-                yield self.collate_fn([self.dataset[position] for position in positions])
-        if isinstance(self.sampler, DistributedSampler):
-            self.sampler.set_epoch(self.epoch + 1)  # a plain loop gets another order next time; Lightning sets its own
-        self.yielded = 0
 
 
 def split(count: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]:
@@ -221,11 +119,11 @@ def split(count: int, val_size: int | float, seed: int) -> tuple[Tensor, Tensor]
     Raises:
         UserError: val_size leaves nothing to train on.
     """
-    kept = round(count * val_size) if 0 < val_size < 1 else int(val_size)
-    if not 0 <= kept < count:
+    kept = round(count * val_size) if 0 < val_size < 1 else val_size
+    if kept not in range(count):
         raise UserError(f"a val_size from 0 to {count - 1} images", str(val_size), "give --data.val_size 0.1, a tenth.")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[kept:], order[:kept]
+    return order[int(kept) :], order[: int(kept)]
 
 
 def balanced(indices: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -236,8 +134,10 @@ def balanced(indices: Tensor, labels: Tensor, size: int) -> Tensor:
     """
     if size > len(indices):
         raise UserError(f"a train_size up to {len(indices)}", str(size), "leave it out to train on all.")
-    one_hot = F.one_hot(labels[indices])
-    turn = one_hot.cumsum(0)[one_hot.bool()]  # 1 for the first image of its class, 2 for the second, ...
+    turn = torch.empty_like(indices)  # 0 for the first image of its class, 1 for the second, ...
+    for label in labels[indices].unique():
+        of_class = labels[indices] == label
+        turn[of_class] = torch.arange(int(of_class.sum()))
     return indices[turn.argsort(stable=True)[:size]]
 
 

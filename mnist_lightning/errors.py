@@ -1,6 +1,9 @@
 """The one exception for what a person can mend: expected, got, remedy."""
 
 import sys
+from collections.abc import Iterable
+
+Reason = tuple[str, str, str]  # the three lines: expected, got, remedy
 
 
 class UserError(ValueError):
@@ -14,6 +17,12 @@ class UserError(ValueError):
 
     def __init__(self, expected: str, got: str, remedy: str) -> None:
         super().__init__(f"expected {expected}\ngot {got}\n{remedy}")
+
+
+def refuse(reasons: Iterable[Reason]) -> None:
+    """Raises UserError with the first of the reasons, if there is one."""
+    for reason in reasons:
+        raise UserError(*reason)
 
 
 def report(error: UserError) -> int:

@@ -1,4 +1,4 @@
-"""What several test modules share: small MNIST files, a web server on this machine, and a guard against all others.
+"""What several test modules share: small MNIST files, finished runs, a web server, and a guard against all others.
 
 The files are real IDX files, packed as the official ones are, with 640 + 200 of scikit-learn's digits in them: a model
 learns them. `mnist_lightning.sources.FILES` is made to expect just these.
@@ -7,19 +7,25 @@ learns them. `mnist_lightning.sources.FILES` is made to expect just these.
 import functools
 import gzip
 import hashlib
+import io
 import os
+import shutil
 import socket
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
 
 import pytest
 import torch
+from foreign_project.letters import write_letters
 from lightning.pytorch import Trainer
+from running import READER, RUN, SHORT, Fit, fit
+from torchvision.models import resnet18
 
 from mnist_lightning import data, sources
 
@@ -69,6 +75,76 @@ def quiet() -> Callable[..., Trainer]:
     off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     off |= {"accelerator": "cpu", "num_sanity_val_steps": 0}
     return lambda **settings: Trainer(**(off | settings))
+
+
+# ---- Finished runs: each is trained once, and a test gets a copy of its own
+
+
+@pytest.fixture(scope="session")
+def convnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Two epochs of ConvNet on the digits, 42 steps, with pictures."""
+    settings = ("--data.source", "digits", "--data.batch_size", 64, "--trainer.max_epochs", 2)
+    return fit(tmp_path_factory.mktemp("convnet"), *settings, "--trainer.log_every_n_steps", 10)
+
+
+@pytest.fixture(scope="session")
+def resnet_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """A fit of ResNet18 with its own number of epochs, with pictures. Its file of weights is gone afterwards."""
+    weights = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), weights)
+    settings = ("--model", "ResNet18", "--model.weights", weights, "--model.image_size", 28, *SHORT)
+    drawn = ("--pictures", "true", "--trainer.log_every_n_steps", 1)
+    fitted = fit(tmp_path_factory.mktemp("resnet"), *settings, *drawn)
+    weights.unlink()
+    return fitted
+
+
+@pytest.fixture
+def convnet(convnet_fit: Fit, folder: Path) -> Path:
+    """ConvNet's run; lightning_logs is in the current folder."""
+    shutil.copytree(convnet_fit.root, folder, dirs_exist_ok=True)
+    return RUN
+
+
+@pytest.fixture
+def resnet(resnet_fit: Fit, folder: Path) -> Path:
+    shutil.copytree(resnet_fit.root, folder, dirs_exist_ok=True)
+    return Path("lightning_logs", "ResNet18-digits", "version_0")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures of tests/foreign_project/."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_letters(folder / "letters")
+    write_letters(folder / "two", classes=2, train=40, test=10)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reader_fit(drawn: Path) -> Fit:
+    """Of foreign_project's Reader, for 3 epochs: the model's own default. It says so where it can't draw."""
+    with redirect_stderr(io.StringIO()) as error:
+        fitted = fit(drawn, *READER.split())
+    return fitted._replace(out=fitted.out + error.getvalue())
+
+
+@pytest.fixture
+def letters(drawn: Path, folder: Path) -> None:
+    """The pictures are in the current folder."""
+    for name in ("letters", "two"):
+        Path(name).symlink_to(drawn / name)
+
+
+@pytest.fixture
+def reader(reader_fit: Fit, letters: None) -> str:
+    """Reader's run; what the fit printed."""
+    shutil.copytree(reader_fit.root / "lightning_logs", "lightning_logs")
+    return reader_fit.out
+
+
+# ---- The network and MNIST's files
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
+import mnist_lightning
 from mnist_lightning import MNISTDataModule
 from mnist_lightning.commands.cli import run
 from mnist_lightning.sources import Digits, Split, load_digits
@@ -24,6 +30,14 @@ SHORT = (
     *("--trainer.limit_train_batches", "2", "--trainer.limit_test_batches", "2"),
 )
 RUN = Path("lightning_logs", "ConvNet-digits", "version_0")
+CONFIGS = Path(mnist_lightning.__file__).parents[1] / "configs"
+THE_DIGITS = "the 360 test images of scikit-learn's digits, not MNIST"
+# For a fit on tests/conftest.py's 640 images
+ON_640 = (
+    *("--data.val_size", "0.1", "--pictures", "false"),
+    *("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+)
+READER = "--model foreign_project.models.Reader --data foreign_project.data.Letters --data.data_dir letters"
 
 
 class Fit(NamedTuple):
@@ -41,12 +55,48 @@ def command(*args: object) -> str:
 class Few(MNISTDataModule):
     """80 digits to train on, 20 to validate, 40 to test."""
 
-    def __init__(self) -> None:
-        super().__init__(batch_size=16, val_size=20)
+    def __init__(self, augment: float = 0.0) -> None:
+        super().__init__(batch_size=16, val_size=20, augment=augment)
 
     def load(self) -> Digits:
         train, test = load_digits()
         return Digits(Split(train.images[:100], train.labels[:100]), Split(test.images[:40], test.labels[:40]))
+
+
+class Numbered(MNISTDataModule):
+    """Images that can be told apart: label i for image i, and i modulo 251 as its only pixel."""
+
+    def __init__(self, train: int = 300, test: int = 300, val_size: int = 0, **kwargs: Any) -> None:
+        super().__init__(val_size=val_size, **{"batch_size": 64, **kwargs})
+        self.counts = train, test
+
+    def load(self) -> Digits:
+        labels = [torch.arange(count) for count in self.counts]
+        return Digits(*(Split((label % 251).to(torch.uint8).view(-1, 1, 1, 1), label) for label in labels))
+
+
+def ready(datamodule: MNISTDataModule) -> MNISTDataModule:
+    """The datamodule as `fit` has it."""
+    datamodule.setup("fit")
+    return datamodule
+
+
+def labels_of(loader: DataLoader) -> list[int]:
+    """The labels that a loader of `Numbered` gives, in order, each with the image that it belongs to."""
+    batches = list(loader)
+    assert all(torch.equal(images.flatten().long(), labels % 251) for images, labels in batches)
+    return torch.cat([labels for _, labels in batches]).tolist()
+
+
+class At(Checkpoint):
+    """Does something after a step, as the last callback."""
+
+    def __init__(self, step: int, action: Callable[[Trainer], None]) -> None:
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            self.action(trainer)
 
 
 def fit(root: Path, *args: object) -> Fit:
@@ -57,8 +107,8 @@ def fit(root: Path, *args: object) -> Fit:
         return Fit(root, command("fit", *args))
 
 
-def refused(*args: object) -> str:
-    """Runs a command that must end in exit code 2 and three lines, and leave nothing; returns them in one line."""
+def refusal(*args: object) -> list[str]:
+    """Runs a command that must end in exit code 2 and three lines, and leave nothing: expected, got, remedy."""
     before = files(Path()) | folders()
     with redirect_stderr(io.StringIO()) as error:
         code = run([str(arg) for arg in args])
@@ -66,7 +116,12 @@ def refused(*args: object) -> str:
     assert (code, message.count("\n")) == (2, 3), message
     assert re.match("error: expected .*\n       got .*\n", message) and "Error" not in message, message
     assert files(Path()) | folders() == before
-    return " ".join(message.split())
+    return [line.strip() for line in message.removeprefix("error: ").splitlines()]
+
+
+def refused(*args: object) -> str:
+    """The same in one line."""
+    return " ".join(refusal(*args))
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, Any]:
@@ -107,6 +162,14 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
+
+
+def events(run_folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(run_folder)).Reload()
+
+
+def points(run_folder: Path, tag: str) -> list[float]:
+    return [point.value for point in events(run_folder).Scalars(tag)]
 
 
 def last(run_folder: Path = RUN) -> dict[str, Any]:

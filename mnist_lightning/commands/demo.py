@@ -1,22 +1,36 @@
-"""demo(): a page on this machine to draw digits on, and to watch the network classify them."""
+"""demo(): a page on this machine to draw digits on, and to watch the network classify them.
 
+Other people may have accounts on the machine, and other pages are open in the browser: what is drawn
+lies in a private folder, what is shown is part of the page, and requests that name another host, as a rebound DNS name
+does, are refused, as is what is too large for a drawing.
+"""
+
+import base64
 import html
+import io
 import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.commands.export import MNIST_INPUT, in_one_line, require
+from mnist_lightning.commands.export import in_one_line, require
 from mnist_lightning.errors import UserError
-from mnist_lightning.photos.ink import NoInk, ink
+from mnist_lightning.photos.ink import ink
 from mnist_lightning.pictures.figures import feature_maps, grid, stages
-from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
-from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
+from mnist_lightning.runs.saved import MNIST_EXAMPLE, Example, Saved
 
 CANVAS = 400  # pixels a side
+MAX_BYTES = 10_000_000  # of what is sent; a drawing has some thousands
+KEPT = 60, 600  # seconds: each minute, what was sent more than ten minutes ago is deleted
+MAX_SIDE = 4000  # pixels of a drawing: a browser may draw at a multiple of CANVAS
 STYLE = """
 .answer { font-size: 112px; font-weight: 700; line-height: 1; text-align: center; overflow-wrap: anywhere; }
 .answer.name { font-size: 40px; line-height: 56px; }
@@ -25,8 +39,7 @@ STYLE = """
 .bars .percent { text-align: right; font-variant-numeric: tabular-nums; }
 .track { background: var(--border-color-primary); border-radius: 3px; align-self: center; height: 14px; }
 .bar { background: var(--color-accent); border-radius: 3px; height: 100%; }
-.picture .image-frame, .picture img { width: 100%; object-fit: contain; image-rendering: pixelated; }
-.picture .icon-button-wrapper { display: none; }
+.picture img { display: block; margin: auto; width: 96%; image-rendering: pixelated; }
 """
 
 
@@ -43,20 +56,31 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
             taken.
     """
     require("demo", "gradio")
-    path = find_checkpoint(ckpt_path)
-    checkpoint, model = read_checkpoint(path), load_model(path)
-    refuse_other_images(model, checkpoint.get("example_input", MNIST_INPUT))
-    names = as_many(checkpoint.get("class_names"), model.num_classes)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    import gradio
+    saved = Saved(find_checkpoint(ckpt_path))
+    model = saved.model()
+    refuse_other_images(model, saved.example)
+    names = saved.names(model.num_classes)
+    with tempfile.TemporaryDirectory(prefix="mnist_lightning-") as private:  # others can't enter it
+        # Both are read when Gradio is imported.
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": private}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder goes
+        serve(build(model, names, Path(private)), saved.path, port, browser)
 
+
+def serve(page: Any, path: Path, port: int | None, browser: bool) -> None:
+    """Serves the page until Ctrl-C."""
+    import gradio
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
     # The default theme's fonts would come from Google.
     theme = gradio.themes.Default(font=["sans-serif"], font_mono=["monospace"])
-    page = build(model, names)
     try:
         _, url, _ = page.launch(
             server_name="127.0.0.1", server_port=port, share=False, inbrowser=browser, theme=theme, css=STYLE,
-            prevent_thread_lock=True, quiet=True, ssr_mode=False, footer_links=[],
+            prevent_thread_lock=True, quiet=True, ssr_mode=False, footer_links=[], max_file_size=MAX_BYTES,
+            app_kwargs={"middleware": [hosts]},
         )  # fmt: skip
     except (OSError, OverflowError) as error:
         raise UserError(f"a free port: {port}", str(error).splitlines()[0], "leave out --port.") from error
@@ -65,10 +89,10 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
     page.block_thread()
 
 
-def refuse_other_images(model: DigitClassifier, example: dict[str, Any]) -> None:
+def refuse_other_images(model: DigitClassifier, example: Example) -> None:
     """Raises UserError if the model takes other images than the page draws."""
-    got = f"one that was trained on {example['dtype']} images {tuple(example['shape'])}"
-    if example == MNIST_INPUT:
+    got = f"one that was trained on {example.dtype} images {example.shape}"
+    if example == MNIST_EXAMPLE:
         try:
             with torch.no_grad():
                 model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
@@ -79,13 +103,15 @@ def refuse_other_images(model: DigitClassifier, example: dict[str, Any]) -> None
     raise UserError("a model that takes uint8 images (1, 28, 28), as MNIST has them", got, remedy)
 
 
-def build(model: DigitClassifier, names: list[str]) -> Any:
-    """The page: a canvas; beside it the answer, the probabilities and what the network sees; the feature maps below."""
+def build(model: DigitClassifier, names: list[str], folder: Path) -> Any:
+    """The page: a canvas; beside it the answer, the probabilities and what the network sees; the feature maps below.
+
+    Args:
+        folder: Gradio's own, where the browser's drawings arrive.
+    """
     import gradio
 
-    # No label: Gradio lays it over the picture's corner.
-    picture: dict[str, Any] = {"show_label": False, "buttons": [], "container": False, "elem_classes": "picture"}
-    with gradio.Blocks(title="mnist_lightning", analytics_enabled=False) as page:
+    with gradio.Blocks(title="mnist_lightning", analytics_enabled=False, delete_cache=KEPT) as page:
         gradio.Markdown(f"## Draw a digit: {type(model).__name__} classifies it")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=CANVAS):
@@ -98,31 +124,57 @@ def build(model: DigitClassifier, names: list[str]) -> Any:
                 answer = gradio.HTML(bars(None, names))
             with gradio.Column(scale=3, min_width=240):
                 gradio.Markdown("**What the network sees**")
-                seen = gradio.Image(**picture)
+                seen = gradio.HTML(elem_classes="picture")
         with gradio.Row():
             maps = []
             for name in stages(model):
                 with gradio.Column():
                     gradio.Markdown(f"**Feature maps: {name}**")
-                    maps.append(gradio.Image(**picture))
-        # input, not change: Gradio 6 doesn't fire that for a stroke.
-        canvas.input(lambda drawn: show(model, names, drawn), canvas, [answer, seen, *maps], show_progress="hidden")
+                    maps.append(gradio.HTML(elem_classes="picture"))
+
+        def answered(sent: dict[str, Any] | None) -> list[str]:
+            drawn = sent and sent.get("composite")
+            return show(model, names, read_sent(drawn["path"], folder) if drawn else None)
+
+        # input, not change: Gradio 6 doesn't fire that for a stroke. preprocess would open any format that Pillow has.
+        canvas.input(answered, canvas, [answer, seen, *maps], show_progress="hidden", preprocess=False)
     return page
 
 
-def show(model: DigitClassifier, names: list[str], drawn: dict[str, Any]) -> list[Any]:
-    """What the page shows of a drawing: the answer with the probabilities, the 28×28 picture, the feature maps."""
+def read_sent(path: str, folder: Path) -> bytes | None:
+    """A file in the folder that Gradio writes what is sent to; of other files, which a program may name, nothing."""
+    file = Path(path).resolve()
+    return file.read_bytes() if file.is_relative_to(folder.resolve()) and file.is_file() else None
+
+
+def show(model: DigitClassifier, names: list[str], drawing: bytes | None) -> list[str]:
+    """HTML of what the page shows of a drawing: the answer with the probabilities, the 28×28 picture, the feature maps.
+
+    Args:
+        drawing: a PNG, JPEG or WebP file; anything else shows no answer.
+    """
+    nothing = [bars(None, names), "", *[""] * len(stages(model))]
     try:
-        found = ink(drawn["composite"])
-    except NoInk:
-        return [bars(None, names), None, *[None] * len(stages(model))]
+        picture = Image.open(io.BytesIO(drawing or b""), formats=("PNG", "JPEG", "WEBP"))
+        if max(picture.size) > MAX_SIDE:
+            return nothing
+        found = ink(picture)
+    except (ValueError, OSError, SyntaxError):  # no digit, no picture, or a damaged one
+        return nothing
     images = torch.from_numpy(found.image)[None, None]
     with torch.inference_mode():
         probabilities = model(images).softmax(1)[0].tolist()
-    large = Image.fromarray(found.image).resize((224, 224), Image.Resampling.NEAREST)
     maps = feature_maps(model, images)  # without those that the model didn't use
-    pictures = [grid(maps[name][:, None]).permute(1, 2, 0).numpy() if name in maps else None for name in stages(model)]
-    return [bars(probabilities, names), large, *pictures]
+    drawn = {name: to_html(grid(maps[name][:, None])) for name in maps}
+    return [bars(probabilities, names), to_html(images[0] / 255), *(drawn.get(name, "") for name in stages(model))]
+
+
+def to_html(picture: Tensor) -> str:
+    """A picture (1 or 3, H, W) in [0, 1], within the page: there is no file that could change while it is fetched."""
+    pixels = (255 * picture).round().byte().expand(3, -1, -1).permute(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
 
 
 def bars(probabilities: list[float] | None, names: list[str]) -> str:

@@ -19,14 +19,12 @@ from mnist_lightning import __version__
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.errors import UserError
 from mnist_lightning.files import write_whole
-from mnist_lightning.runs.checkpoints import load_model, read_checkpoint
-from mnist_lightning.runs.classes import as_many
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
+from mnist_lightning.runs.saved import MNIST_EXAMPLE, Example, Saved
 from mnist_lightning.sources import load_digits
 
 CHECKED = [1, 7, *[124] * 8]  # batch sizes that the 1,000 images of the check come in
 TOLERANCE = 1e-4  # between the checkpoint's logits and the file's, as a share of the largest or of 1
-MNIST_INPUT = {"shape": [1, 28, 28], "dtype": "uint8"}
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -52,12 +50,14 @@ def export(ckpt_path: str, output: str) -> None:
     form = FORMATS.get(suffix)
     if form is None:
         raise UserError(f"--output to end in {', '.join(FORMATS)}", output, "for example: --output model.onnx")
+    if "://" in output:
+        raise UserError("--output on this machine", output, "give a file, and upload it when it is written.")
     require("export", *form.needs)
     if Path(output).is_dir():
         raise UserError("a file to write", f"a folder: {output}", "give --output another name.")
-    path = find_checkpoint(ckpt_path)
-    checkpoint, model = read_checkpoint(path), load_model(path)
-    images, kind = sample_images(checkpoint.get("example_input", MNIST_INPUT))
+    saved = Saved(find_checkpoint(ckpt_path))
+    model = saved.model()
+    images, kind = sample_images(saved.example)
     try:
         wanted = answers(model, images)
     except Exception as error:  # of the model's own code
@@ -65,7 +65,7 @@ def export(ckpt_path: str, output: str) -> None:
         raise UserError(f"a model that takes {signature(images)}", in_one_line(error), remedy) from error
     # Convolutions' weights may be laid out as channels_last: torch.export.save warns of that, and safetensors refuses.
     model = model.to(memory_format=torch.contiguous_format)
-    properties = metadata(model, images, checkpoint)
+    properties = metadata(model, images, saved)
     try:
         content = form.write(model, images[:2], properties)
         got = answers(form.read(content, model), images)
@@ -80,7 +80,7 @@ def export(ckpt_path: str, output: str) -> None:
         raise UserError("a file that answers as the checkpoint does", found, "nothing was written; try another format.")
     with write_whole(output) as file:
         file.write(content)
-    print(f"{'Checkpoint':<14} {shown_path(path)}")
+    print(f"{'Checkpoint':<14} {shown_path(saved.path)}")
     print(f"{'Check':<14} {agreement}, logits within {worst:.0e}")
     print(f"{'Model':<14} {output} ({len(content) / 1e6:.1f} MB)")
 
@@ -92,12 +92,12 @@ def require(extra: str, *packages: str) -> None:
         raise UserError(f"the packages of the extra `{extra}`", f"no {', '.join(missing)}", f"pip install '.[{extra}]'")
 
 
-def sample_images(example: dict[str, Any]) -> tuple[Tensor, str]:
+def sample_images(example: Example) -> tuple[Tensor, str]:
     """Images of a checkpoint's shape and dtype to compare answers on, the same each time, and what they are."""
     count = sum(CHECKED)
-    if example == MNIST_INPUT:
+    if example == MNIST_EXAMPLE:
         return load_digits().train.images[:count], "scikit-learn's digits"
-    size, dtype = (count, *example["shape"]), getattr(torch, example["dtype"])
+    size, dtype = (count, *example.shape), example.torch_dtype
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point:
         return torch.rand(size, generator=generator).to(dtype), "random in [0, 1]"
@@ -118,15 +118,15 @@ def answers(model: Answer, images: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in images.split(CHECKED)])
 
 
-def metadata(model: DigitClassifier, images: Tensor, checkpoint: dict[str, Any]) -> dict[str, str]:
+def metadata(model: DigitClassifier, images: Tensor, saved: Saved) -> dict[str, str]:
     """What the file says of itself."""
     as_mnist = images.dtype == torch.uint8 and images.shape[1:] == (1, 28, 28)
     return {
         "model": type(model).__name__,
         "input": signature(images) + (", 0 = background, 255 = strokes" if as_mnist else ""),
         "output": f"logits (B, {model.num_classes})",
-        "classes": json.dumps(as_many(checkpoint.get("class_names"), model.num_classes)),
-        "data": str(checkpoint.get("datamodule_hyper_parameters", {}).get("source", "unknown")),
+        "classes": json.dumps(saved.names(model.num_classes)),
+        "data": str(saved.data_hyperparameters.get("source", "unknown")),
         "version": f"mnist_lightning {__version__}",
     }
 

@@ -1,15 +1,29 @@
 """Parser: LightningCLI's, with errors that can be explained, and classes that start from their own defaults."""
 
 import importlib
+import inspect
 import re
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 import jsonargparse._typehints  # see forget_arguments
+import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.tuner import Tuner
+
+from mnist_lightning.convnet import ConvNet
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.photos import ImageFolder, Photos
+from mnist_lightning.resnet import ResNet18
+
+CLASSES: dict[str, tuple[type, list[type]]] = {  # that are known by their short names
+    "model": (LightningModule, [ConvNet, ResNet18]),
+    "data": (LightningDataModule, [MNISTDataModule, ImageFolder, Photos]),
+}
 
 
 class ParserError(ValueError):
@@ -26,8 +40,9 @@ class Parser(LightningArgumentParser):
         raise ParserError(message) from ex
 
 
-class LimitedTrainer(Trainer):
-    """Lightning's Trainer, whose limits are read as typed: 1 is one batch, 1.0 is all of them.
+class CommandTrainer(Trainer):
+    """Lightning's Trainer, with a method for each subcommand, and limits that are read as typed: 1 is one batch, 1.0 is
+    all of them.
 
     Lightning's Optional[Union[int, float]] comes from a cache of typing, which gives the order that anybody in the
     process asked for first, and jsonargparse takes the first type that fits. `int | float | None` isn't cached.
@@ -56,6 +71,10 @@ class LimitedTrainer(Trainer):
             **kwargs,
         )
 
+    def lr_find(self, model: LightningModule, datamodule: LightningDataModule) -> Any:
+        """Look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186); nothing is trained."""
+        return Tuner(self).lr_find(model, datamodule=datamodule, update_attr=False)
+
 
 def forget_arguments(parser_or_action: Any, before: Any, now: Any) -> None:
     """Where another class is named, drops the arguments of the one before.
@@ -76,8 +95,7 @@ jsonargparse._typehints.discard_init_args_on_class_path_change = forget_argument
 
 def in_full_names(text: str) -> str:
     """ReduceLROnPlateau by the path of Lightning's class, which knows the metric to watch: torch has one of that name,
-    too, and jsonargparse would refuse to choose. What version 0.1 called otherwise gets its name of today."""
-    text = text.replace("mnist_lightning.unfreezing.", "mnist_lightning.finetuning.unfreezing.")
+    too, and jsonargparse would refuse to choose."""
     return re.sub(r"(?<![\w.])ReduceLROnPlateau(?!\w)", "lightning.pytorch.cli.ReduceLROnPlateau", text)
 
 
@@ -90,3 +108,31 @@ set_loader("yaml", lambda text: load_yaml(in_full_names(text)), (yaml.YAMLError,
 def class_of(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def option_names(parser: LightningArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def options_of(parsers: Iterable[LightningArgumentParser], words: list[str]) -> dict[str, str]:
+    """Every option that exists, and the class that it belongs to; those of the classes that are typed as well."""
+    options = {option: "" for parser in parsers for option in option_names(parser)}
+    named = [cls for cls in map(class_named, words) if inspect.isclass(cls)]
+    for key, (base, classes) in CLASSES.items():
+        for cls in [*classes, *(cls for cls in named if issubclass(cls, base))]:
+            options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
+    return options
+
+
+def class_named(word: str) -> Any:
+    """The class that a word of the command line names by its path, as `mine.Net` or `--model=mine.Net`; else None."""
+    path = re.fullmatch(r"(?:--.*=)?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)", word)
+    try:
+        return class_of(path[1]) if path else None
+    except (ImportError, AttributeError):
+        return None
+
+
+def class_choices() -> dict[str, list[str]]:
+    names = {key: [cls.__name__ for cls in classes] for key, (_, classes) in CLASSES.items()}
+    return names | {"model.optimizer": dir(torch.optim), "model.scheduler": dir(torch.optim.lr_scheduler)}

@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.resnet import ResNet18
+from mnist_lightning.pretrained import PretrainedClassifier
 
 
 class GradualUnfreezing(Callback):
-    """Sets how much of ResNet18 is trained in each epoch (Howard and Ruder, arXiv:1801.06146).
+    """Sets how much of a pretrained model is trained in each epoch (Howard and Ruder, arXiv:1801.06146).
 
     What is trained follows from the epoch alone: a resumed run goes on as the whole one would have.
 
@@ -22,15 +22,16 @@ class GradualUnfreezing(Callback):
             largest has to be --model.trainable_layers.
 
     Raises:
-        UserError: it isn't, the model isn't ResNet18, or several processes aren't told to expect it.
+        UserError: it isn't, the model isn't a PretrainedClassifier, or several processes aren't told to expect it.
     """
 
     def __init__(self, layers: list[NonNegativeInt]) -> None:
         self.layers = layers
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, ResNet18):
-            raise UserError("ResNet18 for GradualUnfreezing", type(pl_module).__name__, "leave out one of the two.")
+        if not isinstance(pl_module, PretrainedClassifier):
+            got = type(pl_module).__name__
+            raise UserError("a pretrained model to unfreeze gradually, as ResNet18", got, "leave out one of the two.")
         most = pl_module.trainable_layers
         if not self.layers or max(self.layers) != most:
             got = f"layers: {self.layers}"
@@ -43,9 +44,9 @@ class GradualUnfreezing(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # which a fit that is resumed in mid-epoch doesn't call
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, ResNet18):
+        if isinstance(pl_module, PretrainedClassifier):
             pl_module.train_layers(max(self.layers))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, ResNet18):
+        if isinstance(pl_module, PretrainedClassifier):
             pl_module.train_layers(self.layers[min(trainer.current_epoch, len(self.layers) - 1)])

@@ -1,5 +1,6 @@
-"""Pictures of one's own handwriting, brought into MNIST's form for `predict`."""
+"""What comes from a person's disk: pictures of one's own handwriting, and pictures by class."""
 
 from mnist_lightning.photos.datamodule import Photos
+from mnist_lightning.photos.image_folder import ImageFolder
 
-__all__ = ["Photos"]
+__all__ = ["ImageFolder", "Photos"]

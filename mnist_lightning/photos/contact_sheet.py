@@ -32,14 +32,16 @@ def check_place(path: Path) -> None:
 
 
 def contact_sheet(images: list[Tensor], captions: list[tuple[str, str]]) -> Image.Image:
-    """Draws images, uint8 (1, 28, 28), with two lines of caption each."""
+    """Draws square images, uint8 (1 or 3, S, S), with two lines of caption each."""
     columns = max(1, min(COLUMNS, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
     sheet = Image.new("RGB", (columns * (SIDE + GAP) + GAP, rows * (SIDE + CAPTION + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for i, (image, lines) in enumerate(zip(images, captions, strict=True)):
         x, y = GAP + i % columns * (SIDE + GAP), GAP + i // columns * (SIDE + CAPTION + GAP)
-        sheet.paste(Image.fromarray(image[0].numpy()).resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
+        picture = Image.fromarray(image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
+        resampling = Image.Resampling.NEAREST if picture.width < SIDE else Image.Resampling.BOX
+        sheet.paste(picture.resize((SIDE, SIDE), resampling), (x, y))
         short = [line if len(line) <= LONGEST else f"...{line[3 - LONGEST:]}" for line in lines]
         # The font has ASCII's letters; a "?" stands for others.
         draw.text((x, y + SIDE), "\n".join(short).encode("ascii", "replace").decode(), "black", font)

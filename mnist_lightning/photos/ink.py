@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from mnist_lightning.photos.frames import frames
+from mnist_lightning.photos.reading import NoPicture
+
 SIDE, BOX = 28, 20  # pixels of MNIST's images, and of the box that the strokes fit in
 WORK_AREA = 1_200_000  # pixels of the reduced picture: a digit a fortieth of the page high still has more than 20
 TWO_LEVELS = 0.9  # a drawing: two grey levels explain at least this share of the variance
@@ -29,7 +32,7 @@ Grey = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class NoInk(ValueError):
+class NoInk(NoPicture):
     """The picture shows nothing that could be a digit; the message says why."""
 
 
@@ -45,6 +48,7 @@ def ink(image: Image.Image) -> Ink:
         NoInk: there are no strokes.
     """
     contrast, noise = find_contrast(pixels(image))
+    contrast = without_frames(contrast, noise)
     strokes, digits = largest_digit(find_strokes(contrast, noise))
     return Ink(centre(adjust_thickness(cut_out(contrast, strokes, noise))), digits)
 
@@ -82,7 +86,7 @@ def fill_background(values: Grey) -> Grey:
 
 def find_contrast(picture: Grey) -> tuple[Grey, float]:
     """The contrast (H, W) of a picture (H, W, 3), and the standard deviation of its noise."""
-    grey = to_grey(picture)
+    grey = inside_edge(to_grey(picture))
     noise = noise_of(grey)
     if min(grey.shape) >= 64 and noise > 0.01:
         grey = ndimage.gaussian_filter(grey, min(1.5, 25 * noise))
@@ -108,6 +112,23 @@ def to_grey(picture: Grey) -> Grey:
     axis = np.linalg.eigh(sum(step.T @ step for step in steps))[1][:, -1]
     axis = axis if axis.sum() >= 0 else -axis
     return ((picture @ axis - np.minimum(axis, 0).sum()) / np.abs(axis).sum()).astype(np.float32)
+
+
+def inside_edge(grey: Grey) -> Grey:
+    """What a frame along all four edges of the picture surrounds; without such a frame, the picture."""
+    depth = min(grey.shape) // 8
+    if depth < 2 or max(grey.shape) > 2 * min(grey.shape):  # a narrow picture may be all stroke between two edges
+        return grey
+    widths, steps = [], []
+    for side in range(4):  # top, right, bottom, left
+        rows = np.rot90(grey, side)[: depth + 1]
+        near_edge = (np.abs(rows - rows[0]) < np.abs(rows - rows[-1])).mean(1) > 0.5
+        widths.append(int(near_edge.argmin()))
+        steps.append(rows[-1] - rows[0])
+    if max(min((sign * step > 0.1).mean() for step in steps) for sign in (-1, 1)) < 0.8:
+        return grey
+    top, right, bottom, left = widths
+    return grey[top + 1 : -bottom - 1, left + 1 : -right - 1]
 
 
 def noise_of(grey: Grey) -> float:
@@ -174,6 +195,25 @@ def find_strokes(contrast: Grey, noise: float) -> NDArray[np.int32]:
     # The pen may skip: gaps of less than a sixteenth of the largest stroke are bridged.
     bridged = ndimage.maximum_filter(strokes, round(largest / 16) | 1)
     return np.where(strokes, ndimage.label(bridged, NEIGHBOURS)[0], 0)
+
+
+def without_frames(contrast: Grey, noise: float) -> Grey:
+    """The contrast (H, W) without printed frames and ruled lines."""
+    for _ in range(4):  # a box in a box, a cell among cells
+        strokes = find_strokes(contrast, noise) > 0
+        for frame in frames(strokes):
+            rest = np.where(frame.pixels, 0, contrast)
+            try:
+                digit, count = largest_digit(find_strokes(rest, noise))
+            except NoInk:
+                continue
+            faint = np.median(rest[digit]) < 0.2 * np.median(contrast[frame.pixels & strokes])
+            if frame.goes_with(digit, count) and not faint:
+                contrast = rest
+                break
+        else:
+            break
+    return contrast
 
 
 @dataclass(eq=False)

@@ -17,9 +17,10 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from mnist_lightning.data import Features, MNISTDataModule
+from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pictures import figures
 from mnist_lightning.pictures.figures import Answers, evaluated, feature_maps, grid, merged, thumbnails
+from mnist_lightning.pretrained import Features
 from mnist_lightning.runs.classes import class_names
 
 EMBEDDED = 1000  # test images in the projector
@@ -219,7 +220,7 @@ def images_of(trainer: Trainer, part: str, batch: Any, seen: int) -> Tensor:
     """
     images = batch[0] if isinstance(batch, (tuple, list)) else batch
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(images, Features) and isinstance(data, MNISTDataModule):
+    if isinstance(images, Features) and isinstance(data, ImagesDataModule):
         whole = {"train": data.train_set, "val": data.val_set, "test": data.test_set}[part].images
         images = whole[trainer.global_rank :: trainer.world_size][seen:][: len(images.values)]
     if not (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] in (1, 3)):

@@ -1,6 +1,5 @@
 """A run's checkpoints: `best`, `last`, `exception` where a fit failed: written whole, read without running anything."""
 
-import importlib
 import io
 import math
 import os
@@ -21,12 +20,11 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, StochasticW
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from mnist_lightning.classifier import DigitClassifier
-from mnist_lightning.errors import UserError
+from mnist_lightning.errors import Reason, UserError
 from mnist_lightning.files import load_safely, write_whole
 from mnist_lightning.runs.folder import quoted, shown_path
+from mnist_lightning.runs.saved import REMEDY, Saved
 
-REMEDY = "give --ckpt_path best, last or another file."
 MINUTE = 60.0  # seconds; what a kill costs at most
 
 
@@ -34,9 +32,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
     """Lightning's own goes by the temp folder, moves without fsync, and swallows a PermissionError.
 
     The first checkpoint is read back: one that can't be loaded with weights_only=True is refused, not found out later.
+
+    Args:
+        saved: a checkpoint that has been read: it isn't read again.
     """
 
-    checked = False
+    def __init__(self, saved: Saved | None = None) -> None:
+        self.saved, self.checked = saved, False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()  # torch.save's zip writer would turn a full disk's OSError into a RuntimeError
@@ -48,7 +50,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
-        return with_new_names(load_safely(Path(path), "a checkpoint", REMEDY, map_location))
+        if self.saved is not None and Path(path) == self.saved.path:
+            return self.saved.content
+        return load_safely(Path(path), "a checkpoint", REMEDY, map_location)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -128,22 +132,26 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        minute = time.monotonic() - self.saved_time >= MINUTE
-        if agreed(trainer, bool(self.signal)):
-            self._leave(trainer)
-        elif agreed(trainer, minute) or (ends_now(trainer) and not trainer.is_last_batch):
-            self._save(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # One resumed from a checkpoint before a validation, or before the epoch's end, would leave that out.
+        if not trainer.is_last_batch and not validates_next(trainer, batch_idx):
+            self._save_or_leave(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        in_mid_epoch = trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch
-        if in_mid_epoch and ends_now(trainer):
-            self._save(trainer)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_or_leave(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # The end of an epoch that was cut short would be taken for a whole one on resuming.
         if trainer.is_last_batch:
             self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_train_epoch_end: the epoch's metrics are logged after it, and `best` is saved in on_train_end.
+        if self.first_step < self.saved_step == trainer.global_step and agreed(trainer, bool(self.signal)):
+            self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if averages_at_the_end(trainer) or self.saved_step != trainer.global_step:
@@ -169,8 +177,15 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saved_time, self.saved_step = time.monotonic(), trainer.global_step
 
+    def _save_or_leave(self, trainer: Trainer) -> None:
+        minute = time.monotonic() - self.saved_time >= MINUTE
+        if agreed(trainer, bool(self.signal)):
+            self._save(trainer)
+            self._leave(trainer)
+        elif agreed(trainer, minute) or ends_now(trainer):
+            self._save(trainer)
+
     def _leave(self, trainer: Trainer) -> None:
-        self._save(trainer)
         if trainer.is_global_zero:
             command = f"python -m mnist_lightning fit --ckpt_path {quoted(self.path)}"
             print(f"Stopped after step {trainer.global_step}. To go on: {command}")
@@ -203,18 +218,26 @@ def refuse_objects(saved: IO[bytes]) -> None:
 def check_monitor(trainer: Trainer, monitor: str) -> None:
     """Raises UserError if a metric isn't logged."""
     if monitor not in trainer.callback_metrics:
-        raise unknown_metric(monitor, trainer.callback_metrics)
+        raise UserError(*unknown_metric(monitor, trainer.callback_metrics))
 
 
-def unknown_metric(monitor: str, logged: Iterable[str]) -> UserError:
+def unknown_metric(monitor: str, logged: Iterable[str]) -> Reason:
     got = f"{monitor}; the model logs {', '.join(sorted(logged)) or 'nothing'}"
     remedy = "name another: --monitor METRIC (with --monitor_mode min where lower is better), or the callback's."
-    return UserError("a metric to monitor", got, remedy)
+    return "a metric to monitor", got, remedy
 
 
 def agreed(trainer: Trainer, mine: bool) -> bool:
     """Whether any of the processes says so: clocks differ, and a signal may reach one of them only."""
     return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
+
+
+def validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a validation follows this batch in the middle of an epoch."""
+    epochs, every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or not every or (epochs and (trainer.current_epoch + 1) % epochs):
+        return False
+    return ((batch_idx if epochs else trainer.fit_loop.total_batch_idx) + 1) % every == 0
 
 
 def ends_now(trainer: Trainer) -> bool:
@@ -227,56 +250,3 @@ def ends_now(trainer: Trainer) -> bool:
 def averages_at_the_end(trainer: Trainer) -> bool:
     """Whether the weights change after the last validation."""
     return any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint of this project.
-
-    Raises:
-        UserError: there is no such file, it is damaged, or it isn't a checkpoint of this project.
-    """
-    expected = "a checkpoint of this project"
-    checkpoint = with_new_names(load_safely(path, expected, REMEDY))
-    content = checkpoint if isinstance(checkpoint, dict) else {}
-    ours = isinstance(class_path_of(content), str) or isinstance(content.get("mnist_lightning"), dict)
-    if not (ours and isinstance(content.get("state_dict"), dict)):
-        raise UserError(expected, f"{path}, which is something else", REMEDY)
-    return checkpoint
-
-
-def class_path_of(checkpoint: dict[str, Any]) -> Any:
-    """The path of the model's class: a DigitClassifier's, or one that LightningCLI has built."""
-    hyperparameters = checkpoint.get("hyper_parameters")
-    before = hyperparameters.get("_class_path") if isinstance(hyperparameters, dict) else None
-    return checkpoint.get("class_path", before)
-
-
-def with_new_names(checkpoint: Any) -> Any:
-    """A checkpoint with the state of BestCheckpoint under its name; until version 0.1 it was called RunCheckpoint."""
-    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("callbacks"), dict):
-        states = checkpoint["callbacks"].items()
-        checkpoint["callbacks"] = {key.replace("RunCheckpoint", "BestCheckpoint"): state for key, state in states}
-    return checkpoint
-
-
-def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
-    """The model of a checkpoint, of the class and with the settings that it was trained with: on the CPU, in eval mode.
-
-    Raises:
-        UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
-    """
-    class_path = class_path_of(read_checkpoint(Path(path)))
-    if class_path is None:
-        got, remedy = f"{path}, of another LightningModule", "make its class a DigitClassifier."
-        raise UserError("a checkpoint of a DigitClassifier", got, remedy)
-    module, _, name = class_path.rpartition(".")
-    remedy = "install that class's package, or the version of this one that wrote the checkpoint."
-    try:
-        cls = getattr(importlib.import_module(module), name)
-        if not issubclass(cls, DigitClassifier):
-            raise TypeError(f"{class_path} is no DigitClassifier")
-        return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # KeyError is of our own code
-        reason = str(error).strip().splitlines()
-        got = f"{path}, of {class_path}: {' '.join(reason[:2])}"
-        raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error

@@ -19,9 +19,9 @@ def named_classes(datamodule: object) -> list[str]:
 
 def class_names(datamodule: object, count: int) -> list[str]:
     """A name for each of `count` classes: the datamodule's where it names just as many, else their numbers."""
-    return as_many(named_classes(datamodule), count)
+    return names_or_numbers(named_classes(datamodule), count)
 
 
-def as_many(names: Sequence[str] | None, count: int) -> list[str]:
+def names_or_numbers(names: Sequence[str] | None, count: int) -> list[str]:
     """These names, if they are of `count` classes; else the classes' numbers."""
     return list(names) if names and len(names) == count else [str(label) for label in range(count)]

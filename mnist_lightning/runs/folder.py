@@ -1,10 +1,14 @@
-"""A run's folder, lightning_logs/<Model>/version_N: claimed by one process, found again, removed if it stays empty."""
+"""A run's folder, lightning_logs/<Model>/version_N: claimed, trained by one process, found again, removed if empty."""
 
 import os
 import shlex
 import shutil
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mnist_lightning.errors import UserError
 
@@ -15,17 +19,51 @@ def claim(root: Path, name: str) -> Path:
     """Makes and returns `root`/lightning_logs/`name`/version_N for the next free N.
 
     Lightning only looks for a free number; making the folder decides between two runs that look at the same moment.
+
+    Raises:
+        UserError: `root`/lightning_logs/`name` can't be made: a file or a broken link is in its place, or `root` is
+            read-only.
     """
     folder = root / LOGS / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file, or a link to a folder that is gone" if is_file else error.strerror
+        remedy = "move it away, or choose another folder: --trainer.default_root_dir FOLDER."
+        raise UserError("a folder for runs", f"{reason}: {shown_path(Path(error.filename))}", remedy) from error
     taken = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
     number = max(taken, default=-1) + 1
     while True:
         run = folder / f"version_{number}"
         try:
-            run.mkdir(parents=True)
+            run.mkdir()
             return run
         except FileExistsError:
             number += 1
+
+
+@contextmanager
+def training_in(run: Path) -> Iterator[None]:
+    """Keeps other processes from training the same run, until the block or this process ends, however it ends.
+
+    The operating system holds the lock: the file that it leaves behind means nothing.
+
+    Raises:
+        UserError: another process trains this run.
+    """
+    lock = FileLock(run / ".training.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        got, remedy = shown_path(run), "wait until that has ended, or start a new run."
+        raise UserError("a run that no other process is training", got, remedy) from error
+    except NotImplementedError:  # by some network file systems
+        print(f"WARNING: {shown_path(run)} can't be locked: let no second fit go on in it.", file=sys.stderr)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def unclaim(run: Path) -> None:
@@ -70,7 +108,10 @@ def results_of(checkpoint: Path) -> Path:
 
 def shown_path(path: Path) -> str:
     """As a person would type it: relative where that is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
+    try:
+        return min(str(path), os.path.relpath(path), key=len)
+    except OSError:  # the current folder was deleted
+        return str(path)
 
 
 def quoted(path: Path) -> str:

@@ -18,22 +18,30 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         run: the folder.
-        resumed_at: the optimizer step that a resumed fit starts from; it takes those after it again.
+        resumed_after: the last step that was logged before the checkpoint of a resumed fit, which logs later ones anew.
         evaluated_at: the step of the checkpoint that is tested: Lightning would log it at step 0.
+        hyperparameters: of the run, shown beside those that the model and the data save themselves.
 
     Attributes:
         rows: of metrics.csv, as {"step": 49, "train/loss": 0.5}.
     """
 
-    def __init__(self, run: Path, resumed_at: int | None = None, evaluated_at: int | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resumed_after: int | None = None,
+        evaluated_at: int | None = None,
+        hyperparameters: dict[str, Any] | None = None,
+    ) -> None:
         number = run.name.removeprefix("version_")
         version = int(number) if number.isdecimal() else run.name  # of a str the bar would show the last four letters
         super().__init__(save_dir=run.parent, name="", version=version, default_hp_metric=False)
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
-        self.hyperparameters: dict[str, Any] | None = None  # as shown; None until they are given
+        self.hyperparameters = hyperparameters or {}
+        self.shown: dict[str, Any] | None = None  # None until they are given
         rows = read_metrics(self.path)
         self.ours = rows is not None
-        self.rows = [row for row in rows or [] if resumed_at is None or row["step"] < resumed_at]
+        self.rows = [row for row in rows or [] if resumed_after is None or row["step"] <= resumed_after]
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -70,18 +78,18 @@ class RunLogger(TensorBoardLogger):
         """
         if metrics is not None:  # given by a model of one's own
             return super().log_hyperparams(params, metrics, step)
-        params = vars(params) if isinstance(params, Namespace) else dict(params)
+        params = {**self.hyperparameters, **(vars(params) if isinstance(params, Namespace) else params)}
         shown = {
             key.replace("/init_args", "").removesuffix("/class_path"): value
             for key, value in flat(params).items()
-            # Where the files are is no hyperparameter, and of an optimizer's arguments most are off.
+            # Skip paths, and optimizer arguments left at zero or None.
             if not key.startswith("_") and key not in ("data_dir", "mirrors") and (value or "/" not in key)
         }
-        if self.hyperparameters is not None:  # a fit's final test brings them again
-            if more := sorted(shown.keys() - self.hyperparameters):
+        if self.shown is not None:  # a fit's final test brings them again
+            if more := sorted(shown.keys() - self.shown):
                 print(f"TensorBoard: hyperparameters can be given once; not shown: {', '.join(more)}", flush=True)
             return
-        self.hyperparameters = shown
+        self.shown = shown
         for summary in hparams_summaries(shown, {"val/acc": 0, "test/acc": 0}):
             self.experiment.file_writer.add_summary(summary)
 

@@ -4,7 +4,7 @@ B = batch size, C = classes.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         path: the CSV file.
+        named: what the checkpoint calls the classes; else the datamodule does.
 
     Attributes:
         written: whether it was written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, named: Sequence[str] | None = None) -> None:
         super().__init__(write_interval="epoch")
-        self.path = path
+        self.path, self.named = path, named
         self.written = False
 
     def write_on_epoch_end(
@@ -60,8 +61,11 @@ class PredictionWriter(BasePredictionWriter):
         if reason:
             print(f"Predictions: no {self.path.name}: {reason}", flush=True)
             return
-        with write_whole(self.path, text=True) as file:
-            csv.writer(file).writerows(table(indices, batches, trainer.datamodule))  # type: ignore[attr-defined]
+        count = batches[0][0].shape[1]
+        names = list(self.named or [])
+        if len(names) != count:
+            names = class_names(trainer.datamodule, count)  # type: ignore[attr-defined]
+        write_table(self.path, *table(indices, batches, names))
         self.written = True
 
 
@@ -76,17 +80,30 @@ def unpacked(prediction: Any) -> tuple[Tensor, Tensor | None, str] | None:
     return values.float(), labels if isinstance(labels, Tensor) and labels.ndim == 1 else None, prefix
 
 
-def table(indices: list[int], batches: list[Any], datamodule: object) -> Iterator[list[Any]]:
-    """The file's rows, sorted by index."""
+def table(indices: list[int], batches: list[Any], names: list[str]) -> tuple[dict[str, list[Any]], Any, list[str]]:
+    """What `write_table` takes, sorted by index."""
     values, labels, prefixes = zip(*batches, strict=True)
     numbers = torch.cat(values)  # (N, C)
-    names = class_names(datamodule, numbers.shape[1])
-    columns = [indices, [names[label] for label in numbers.argmax(1).tolist()], numbers.tolist()]
-    header = ["index", "predicted", *(f"{prefixes[0]}{name}" for name in names)]
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    columns: dict[str, list[Any]] = {"index": [indices[i] for i in order]}
     if all(label is not None for label in labels):
-        header.insert(1, "label")
-        known = torch.cat(labels).tolist()
-        columns.insert(1, [names[label] if label in range(len(names)) else label for label in known])
-    yield header
-    for *first, row in sorted(zip(*columns, strict=True), key=lambda columns: columns[0]):
-        yield [*first, *(f"{number:.6f}" for number in row)]
+        known = torch.cat(labels)[order].tolist()
+        columns["label"] = [names[label] if label in range(len(names)) else label for label in known]
+    columns["predicted"] = [names[label] for label in numbers.argmax(1)[order].tolist()]
+    return columns, numbers[order].tolist(), [f"{prefixes[0]}{name}" for name in names]
+
+
+def write_table(
+    path: Path, columns: Mapping[str, Sequence[Any]], numbers: Sequence[Sequence[float]], names: Sequence[str]
+) -> None:
+    """Writes a CSV file: columns of any kind, then the numbers of each row, which `names` are the header of."""
+    with write_whole(path, text=True) as file:
+        writer = csv.writer(file)
+        writer.writerow([*columns, *names])
+        for *cells, row in zip(*columns.values(), numbers, strict=True):
+            writer.writerow([*map(no_formula, cells), *(f"{number:.6f}" for number in row)])
+
+
+def no_formula(cell: Any) -> Any:
+    """The cell, after an apostrophe where a spreadsheet would run it: a file's name may be =HYPERLINK(...)."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

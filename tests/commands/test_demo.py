@@ -1,14 +1,22 @@
 """The page to draw on: what a drawing gives, and the page itself in a headless browser."""
 
+import base64
 import importlib.util
+import io
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import lightning
 import numpy as np
@@ -19,7 +27,7 @@ from torch import nn
 
 from mnist_lightning import ConvNet, load_model
 from mnist_lightning.commands.cli import run
-from mnist_lightning.commands.demo import bars, show
+from mnist_lightning.commands.demo import MAX_BYTES, bars, read_sent, show
 from mnist_lightning.photos.ink import ink
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -57,30 +65,50 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def as_file(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def pictures(shown: list[str]) -> list[Image.Image | None]:
+    """What is shown below and beside the answer."""
+    encoded = [re.findall(r"base64,(.*?)'", text) for text in shown]
+    return [Image.open(io.BytesIO(base64.b64decode(found[0]))) if found else None for found in encoded]
+
+
 def texts(kind: str, page: str) -> list[str]:
     return re.findall(rf"<\w+ class='{kind} ?\w*'>(.*?)</", page)
 
 
 @pytest.mark.parametrize("digit", STROKES)
 def test_drawing_gives_probabilities_picture_and_feature_maps(digit: str, checkpoint: Path) -> None:
-    answer, seen, conv1, conv2 = show(load_model(checkpoint), DIGITS, {"composite": drawing(STROKES[digit])})
+    answer, *shown = show(load_model(checkpoint), DIGITS, as_file(drawing(STROKES[digit])))
     percents = [float(text.removesuffix(" %")) for text in texts("percent", answer)]
     assert texts("answer", answer) == [digit] and max(DIGITS, key=lambda name: percents[int(name)]) == digit
     assert sum(percents) == pytest.approx(100, abs=0.5)
-    assert seen.size == (224, 224)
+    seen, conv1, conv2 = map(np.asarray, pictures(shown))
+    assert np.array_equal(seen[..., 0], ink(drawing(STROKES[digit])).image)
     assert conv1.shape[2] == conv2.shape[2] == 3 and conv1.std() > 0
 
 
 def test_layer_that_the_model_does_not_use_has_no_feature_maps() -> None:
     model = ConvNet().eval()
     model.spare = nn.Conv2d(1, 1, 1)
-    *_, conv2, spare = show(model, DIGITS, {"composite": drawing(STROKES["7"])})
-    assert conv2.shape[2] == 3 and spare is None
+    *_, conv2, spare = pictures(show(model, DIGITS, as_file(drawing(STROKES["7"]))))
+    assert conv2 is not None and spare is None
 
 
-def test_empty_canvas_shows_no_answer(checkpoint: Path) -> None:
-    shown = show(load_model(checkpoint), DIGITS, {"composite": Image.new("RGBA", (400, 400))})
-    assert texts("answer", shown[0]) == ["?"] and shown[1:] == [None] * 3
+@pytest.mark.parametrize("drawn", [
+    None,
+    as_file(Image.new("RGBA", (400, 400))),
+    b"no picture",
+    as_file(drawing(STROKES["7"]))[:200],
+    as_file(drawing(STROKES["7"]).resize((4001, 10))),
+], ids=["nothing", "empty", "no picture", "damaged", "too large"])  # fmt: skip
+def test_what_shows_no_digit_gets_no_answer(drawn: bytes | None) -> None:
+    answer, *shown = show(ConvNet().eval(), DIGITS, drawn)
+    assert texts("answer", answer) == ["?"] and shown == [""] * 3
 
 
 def test_bars_stand_in_the_order_of_the_classes_under_their_names() -> None:
@@ -112,29 +140,85 @@ def test_model_of_other_images_is_refused(
     assert "expected a model that takes uint8 images (1, 28, 28)" in said and got in said and said.count("\n") == 3
 
 
-@pytest.fixture
-def page_address(checkpoint: Path) -> Iterator[str]:
+class Served(NamedTuple):
+    address: str
+    folder: Path  # for Gradio's files
+    process: "subprocess.Popen[str]"
+    errors: Path
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pytest.importorskip("gradio", reason="the extra `demo` isn't installed: pip install '.[demo]'")
     args = ["demo", "--ckpt_path", str(checkpoint), "--browser", "false"]
     command = [sys.executable, "-W", "ignore", "-m", "mnist_lightning", *args]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+    temporary = tmp_path_factory.mktemp("temporary")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    errors = temporary / "stderr"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as server,
+    ):
         said = next(line for line in iter(server.stdout or ()) if "http://" in line)
-        yield next(word for word in said.split() if word.startswith("http://"))
+        address = next(word for word in said.split() if word.startswith("http://"))
+        yield Served(address, next(temporary.glob("mnist_lightning-*")), server, errors)
         server.terminate()
+
+
+def request(url: str, body: bytes | None = None, **headers: str) -> bytes:
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    with urlopen(Request(url, body, headers), timeout=60) as answer:
+        return answer.read()
+
+
+def send(address: str, drawn: bytes) -> str:
+    """Sends a drawing as the browser does, and asks for what is shown of it."""
+    head = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="composite.png"\r\n\r\n'
+    body, kind = head + drawn + b"\r\n--cut--\r\n", "multipart/form-data; boundary=cut"
+    file = json.loads(request(f"{address}gradio_api/upload", body, Content_Type=kind))[0]
+    composite = {"path": file, "meta": {"_type": "gradio.FileData"}}
+    data = json.dumps({"data": [{"background": None, "layers": [], "composite": composite}]}).encode()
+    call = f"{address}gradio_api/call/answered"
+    event = json.loads(request(call, data, Content_Type="application/json"))["event_id"]
+    return request(f"{call}/{event}").decode()
+
+
+@pytest.mark.slow
+def test_each_of_many_people_at_once_gets_an_answer(served: Served) -> None:
+    drawn = {digit: as_file(drawing(points)) for digit, points in STROKES.items()}
+    people = 10 * list(STROKES)
+    with ThreadPoolExecutor(len(people)) as pool:
+        answers = list(pool.map(lambda digit: send(served.address, drawn[digit]), people))
+    assert [texts("answer", answer) for answer in answers] == [[digit] for digit in people]
+    assert texts("answer", send(served.address, b"no picture")) == ["?"]
+    assert served.errors.read_text() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["example.com", "127.0.0.1.example.com"])
+def test_page_is_for_this_machine_by_its_own_name(host: str, served: Served) -> None:
+    with pytest.raises(HTTPError, match="400"):
+        request(served.address, Host=host)
+    assert request(served.address, Host=f"localhost:{urlsplit(served.address).port}")
+
+
+@pytest.mark.slow
+def test_what_is_too_large_for_a_drawing_is_not_taken(served: Served) -> None:
+    with pytest.raises(HTTPError, match="413|400"):
+        send(served.address, bytes(MAX_BYTES + 1))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_digit_drawn_in_a_browser_is_classified(page_address: str) -> None:
+def test_digit_drawn_in_a_browser_is_classified(served: Served) -> None:
     playwright: Any = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
-    assert page_address.startswith("http://127.0.0.1:")
+    assert served.address.startswith("http://127.0.0.1:")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_address)
+        page.goto(served.address)
         canvas = page.locator("canvas").first
         canvas.wait_for()
         page.wait_for_load_state("networkidle")
@@ -157,3 +241,22 @@ def test_digit_drawn_in_a_browser_is_classified(page_address: str) -> None:
         browser.close()
     outside = [url for url in asked if not re.match(r"(http://127\.0\.0\.1|data:|blob:)", url)]
     assert not outside  # it works without a network
+
+
+def test_only_what_was_sent_is_read(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    for file in (sent / "a", tmp_path / "b"):
+        file.write_bytes(b"drawn")
+    (sent / "link").symlink_to(tmp_path / "b")
+    paths = [sent / "a", tmp_path / "b", sent / "../b", sent / "link", sent, sent / "none"]
+    assert [read_sent(str(path), sent) for path in paths] == [b"drawn", *5 * [None]]
+
+
+@pytest.mark.slow
+def test_files_of_the_page_are_private_and_go_with_it(served: Served) -> None:
+    assert served.folder.stat().st_mode & 0o777 == 0o700
+    send(served.address, as_file(drawing(STROKES["7"])))
+    assert not [path for path in served.folder.parent.glob("*") if path not in (served.folder, served.errors)]
+    served.process.terminate()
+    assert served.process.wait(60) == 128 + signal.SIGTERM and not served.folder.exists()

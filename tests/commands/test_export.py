@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from running import refused
+from running import command
 from torch import Tensor, nn
 
 from mnist_lightning import ConvNet, DigitClassifier, __version__, load_model
@@ -23,7 +23,6 @@ needs_extra = pytest.mark.skipif(
 )
 # torch.export and the ONNX exporter warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-RESNET = ["--model", "ResNet18", "--model.weights", "none", "--model.image_size", "28"]
 
 
 class Colours(DigitClassifier):
@@ -50,24 +49,20 @@ def save(model: DigitClassifier, path: Path, **more: Any) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module", params=["ConvNet", "ResNet18"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("run")
-    few = ["--trainer.limit_train_batches", "5", "--trainer.limit_test_batches", "1", "--trainer.max_epochs", "1"]
-    args = [*few, "--data.source", "digits", "--pictures", "false", "--trainer.default_root_dir", str(root)]
-    assert run(["fit", *(RESNET if request.param == "ResNet18" else []), *args]) == 0
-    return next(root.rglob("best.ckpt"))
-
-
-@pytest.mark.parametrize("suffix", [
-    pytest.param(".onnx", marks=needs_extra), ".pt2", pytest.param(".safetensors", marks=needs_extra)
+@pytest.mark.parametrize(("name", "suffix"), [
+    pytest.param("convnet", ".onnx", marks=needs_extra),
+    ("convnet", ".pt2"),
+    pytest.param("convnet", ".safetensors", marks=needs_extra),
+    pytest.param("resnet", ".onnx", marks=needs_extra),
+    pytest.param("resnet", ".pt2", marks=pytest.mark.slow),
+    pytest.param("resnet", ".safetensors", marks=[needs_extra, pytest.mark.slow]),
 ])  # fmt: skip
 def test_file_answers_as_the_checkpoint_and_says_what_it_is(
-    suffix: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, suffix: str, request: pytest.FixtureRequest
 ) -> None:
-    output = tmp_path / f"model{suffix}"
-    assert run(["export", "--ckpt_path", str(checkpoint), "--output", str(output)]) == 0
-    assert "of 1,000 images (scikit-learn's digits) classified the same" in capsys.readouterr().out
+    checkpoint, output = request.getfixturevalue(name) / "checkpoints" / "best.ckpt", Path(f"model{suffix}")
+    said = command("export", "--ckpt_path", checkpoint, "--output", output)
+    assert "of 1,000 images (scikit-learn's digits) classified the same" in said
     model = load_model(checkpoint)
     for batch in load_digits().test.images[:34].split([1, 33]):  # the batch size is free
         if suffix == ".onnx":
@@ -137,19 +132,3 @@ def test_what_cannot_be_exported_is_explained_and_not_written(
     # torch's own logging may stand above the three lines.
     assert message in "\n".join(capsys.readouterr().err.splitlines()[-3:])
     assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-@pytest.mark.parametrize(("args", "message"), [
-    (["--output", "model.h5"], "expected --output to end in .onnx, .pt2, .safetensors\n       got model.h5"),
-    (["--outptu", "model.pt2"], "did you mean --output?"),
-    ([], "expected --output"),
-])  # fmt: skip
-def test_mistakes_are_explained(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", "--ckpt_path", "best", *args]) == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("name", "more"), [("export", ["--output", "model.onnx"]), ("demo", [])])
-def test_missing_extra_is_named(name: str, more: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert f"pip install '.[{name}]'" in refused(name, "--ckpt_path", "best", *more)

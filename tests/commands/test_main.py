@@ -1,11 +1,13 @@
 """What `python -m mnist_lightning` answers by itself, before torch and lightning are imported."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mnist_lightning.commands.explain import COMMANDS
+from mnist_lightning.commands.messages import COMMANDS
 
 # As runpy would, and then whether torch was imported.
 CODE = """
@@ -32,3 +34,20 @@ def test_misspelt_or_missing_command_is_answered_without_torch(args: tuple[str, 
     answer = run(*args)
     assert answer.returncode == 2 and answer.stdout == "False\n"
     assert answer.stderr.count("\n") == 3
+
+
+@pytest.mark.parametrize(("args", "buffered"), [("--help", True), ("--help", False), ("fit --data running.Few", False)])
+def test_command_ends_quietly_when_nobody_reads_on(args: str, buffered: bool, tmp_path: Path) -> None:
+    """As by `| head`: the pipe is closed before the first word."""
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (tests.parent, tests, tests / "runs")))
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = subprocess.run(
+        [sys.executable, "-m", "mnist_lightning", *args.split()], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "" if buffered else "1"},
+    )  # fmt: skip
+    os.close(writer)
+    assert answer.returncode == 141
+    assert "rror" not in answer.stderr and "Traceback" not in answer.stderr

@@ -5,10 +5,11 @@ import functools
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.finetuning import features
-from mnist_lightning.finetuning.features import FeatureCache, cache_folder, extract, file_of, keep, read
+from mnist_lightning.finetuning.features import FeatureCache, file_of, keep, read
 from mnist_lightning.resnet import ResNet18
 
 TRAIN, VAL, TEST = 40, 5, 360  # images
@@ -48,7 +49,9 @@ class Fit(NamedTuple):
     said: str
 
 
-def fit(quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, **settings: Any) -> Fit:
+def fit(
+    quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, data: Any = None, **settings: Any
+) -> Fit:
     passes: list[int] = []
     model = model or resnet()
     model.backbone.conv1.register_forward_hook(
@@ -56,13 +59,18 @@ def fit(quiet: Callable, *callbacks: Callback, model: ResNet18 | None = None, **
     )
     trainer = quiet(**{"max_epochs": 1, "callbacks": [*callbacks, FeatureCache()], **settings})
     with redirect_stdout(io.StringIO()) as said:
-        trainer.fit(model, digits())
+        trainer.fit(model, data or digits())
     return Fit(model, trainer, passes, said.getvalue())
 
 
+def some() -> list[Tensor]:
+    """Images and labels."""
+    return [part[:TRAIN] for part in digits().load().train]
+
+
 def files() -> list[Path]:
-    folder = cache_folder()
-    return sorted(folder.glob("*.features")) if folder else []
+    """Of kept features."""
+    return list(Path(os.environ["XDG_CACHE_HOME"]).rglob("*.features"))
 
 
 def assert_close(found: ResNet18, expected: ResNet18) -> None:
@@ -73,104 +81,46 @@ def assert_close(found: ResNet18, expected: ResNet18) -> None:
 # ---- Exact
 
 
-@pytest.fixture(scope="module")
-def fits(quiet: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fit]]:
-    """Three epochs and a test: without the cache, with it, and with what that has kept."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        fits = {}
-        for name in ("plain", "first", "second"):
-            fits[name] = fit(quiet, model=resnet(cache_features=name != "plain"), max_epochs=3)
-            fits[name].trainer.test(fits[name].model, digits(), verbose=False)
-    yield fits
-
-
-def test_head_equals_the_one_trained_without_the_cache(fits: dict[str, Fit]) -> None:
-    assert_close(fits["first"].model, fits["plain"].model)
-    assert torch.equal(fits["second"].model.head.weight, fits["first"].model.head.weight)
-
-
-def test_metrics_equal_those_without_the_cache(fits: dict[str, Fit]) -> None:
+@pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_epochs": 2, "precision": "bf16-mixed"}])
+def test_fit_and_test_equal_those_without_the_cache_and_a_second_fit_reads_the_features(
+    settings: dict[str, Any], quiet: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "PIXELS_A_BATCH", 16 * 28 * 28)
+    fits = {}
+    for name in ("plain", "first", "second"):
+        fits[name] = fit(quiet, model=resnet(cache_features=name != "plain"), **settings)
+        fits[name].trainer.test(fits[name].model, digits(), verbose=False)
     expected = {name: pytest.approx(float(value)) for name, value in fits["plain"].trainer.callback_metrics.items()}
     for name in ("first", "second"):
+        assert_close(fits[name].model, fits["plain"].model)
         assert {key: float(value) for key, value in fits[name].trainer.callback_metrics.items()} == expected
-
-
-def test_first_fit_passes_each_image_once_a_second_none_and_both_say_where_from(fits: dict[str, Fit]) -> None:
-    assert sum(fits["plain"].passes) == 3 * (TRAIN + VAL) + TEST
-    assert sum(fits["first"].passes) == TRAIN + VAL + TEST
-    assert sum(fits["second"].passes) == 0
+    assert torch.equal(fits["second"].model.head.weight, fits["first"].model.head.weight)
+    assert sum(fits["plain"].passes) == settings["max_epochs"] * (TRAIN + VAL) + TEST
+    assert (sum(fits["first"].passes), sum(fits["second"].passes)) == (TRAIN + VAL + TEST, 0)
     size = r"\(0 MB\); delete that folder at any time\."
     assert re.search(rf"^Features kept in \S+/mnist_lightning {size}$", fits["first"].said, re.M)
     assert re.search(rf"^Features of {TRAIN} images read from \S+/mnist_lightning\.$", fits["second"].said, re.M)
 
 
-def test_mixed_precision_is_exact_too(quiet: Callable) -> None:
-    cached = fit(quiet, precision="bf16-mixed", max_epochs=2)
-    plain = fit(quiet, model=resnet(cache_features=False), precision="bf16-mixed", max_epochs=2)
-    assert sum(cached.passes) == TRAIN + VAL
-    assert_close(cached.model, plain.model)
-
-
-@pytest.mark.parametrize("trainable_layers", [0, 2])
-def test_extract_equals_the_frozen_layers_image_by_image(trainable_layers: int) -> None:
-    model = resnet(trainable_layers=trainable_layers)
-    model.load_pretrained()
-    model.image_size = 64
-    before = copy.deepcopy(model.state_dict())
-    images = torch.randint(256, (260, 1, 28, 28), dtype=torch.uint8)  # more than one batch
-    found = extract(model, images)
-    for number in (0, 100, 259):
-        expected = model.prepare(images[number : number + 1])
-        for layer in model.layers[: model.frozen]:
-            expected = layer(expected)
-        torch.testing.assert_close(found[number : number + 1], expected.detach(), atol=1e-5, rtol=1e-4)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images, _ = next(iter(trainer.train_dataloader))
+        assert not (isinstance(images, Tensor) and images.dtype == torch.uint8)  # they are features
+        raise RuntimeError("stopped by a test")
 
 
 def test_datamodule_gives_images_again_after_a_fit_and_after_a_failed_one(quiet: Callable) -> None:
-    class Fails(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            assert trainer.train_dataloader.dataset.features is not None
-            raise RuntimeError("stopped by a test")
-
-    data = digits()
-    quiet(max_epochs=1, callbacks=FeatureCache()).fit(resnet(), data)
-    assert all(isinstance(images, Tensor) for images, _ in [*data.train_dataloader(), *data.val_dataloader()])
+    data, model, trainer = digits(), resnet(), quiet(max_epochs=1, callbacks=FeatureCache())
+    trainer.fit(model, data)
+    (by_loader,) = trainer.test(model, data.test_dataloader(), verbose=False)
+    (by_datamodule,) = trainer.test(model, data, verbose=False)
+    assert by_loader == pytest.approx(by_datamodule, rel=1e-5)
     with pytest.raises(RuntimeError, match="stopped by a test"):
         quiet(max_epochs=1, callbacks=[FeatureCache(), Fails()]).fit(resnet(), data)
     assert all(isinstance(images, Tensor) for images, _ in [*data.train_dataloader(), *data.val_dataloader()])
 
 
-def test_trainer_tests_a_dataloader_after_a_fit_on_features(quiet: Callable) -> None:
-    done = fit(quiet)
-    data = digits()
-    data.setup("test")
-    (by_loader,) = done.trainer.test(done.model, data.test_dataloader(), verbose=False)
-    (by_datamodule,) = done.trainer.test(done.model, data, verbose=False)
-    assert by_loader == pytest.approx(by_datamodule, rel=1e-5)
-
-
 # ---- Or off
-
-
-OFF = {
-    "--model.cache_features is false": ({"cache_features": False}, {}),
-    "no layer is frozen": ({"trainable_layers": 5}, {}),
-    "the model is in torch.bfloat16": ({}, {"precision": "bf16-true"}),
-    "the model is in torch.float64": ({}, {"precision": "64-true"}),
-}
-
-
-@pytest.mark.parametrize("reason", OFF)
-def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(reason: str, quiet: Callable) -> None:
-    arguments, settings = OFF[reason]
-    done = fit(quiet, model=resnet(**arguments), **settings, max_epochs=2)
-    (line,) = (line for line in done.said.splitlines() if "Features" in line)
-    assert line.startswith("Features of the frozen layers are not cached: ") and reason in line
-    assert sum(done.passes) == 2 * (TRAIN + VAL)
-    assert done.trainer.global_step == 6
-    assert not files()
 
 
 class FewerTests(MNISTDataModule):
@@ -179,19 +129,35 @@ class FewerTests(MNISTDataModule):
         self.test_set = Subset(self.test_set, range(20))  # type: ignore[assignment]
 
 
-def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits_into_memory(
-    quiet: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+OFF: dict[str, dict[str, Any]] = {  # the reason, and the model's, the Trainer's and the data's settings
+    "--model.cache_features is false": {"model": {"cache_features": False}},
+    "no layer is frozen": {"model": {"trainable_layers": 5}},
+    "the model is in torch.bfloat16": {"trainer": {"precision": "bf16-true"}},
+    "the model is in torch.float64": {"trainer": {"precision": "64-true"}},
+    "--data.augment changes the images at each step": {"data": lambda: digits(augment=1)},
+    "the images aren't in memory as Images": {"data": lambda: FewerTests(source="digits", train_size=TRAIN)},
+    "the images don't come from an ImagesDataModule": {"data": lambda: DataLoader(TensorDataset(*some()), batch_size=16)},
+    "they would take 0.0 GB": {},
+    "there is no home directory to keep them in: set XDG_CACHE_HOME": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+@pytest.mark.parametrize("reason", OFF)
+def test_cache_turns_itself_off_says_why_and_the_fit_goes_on(
+    reason: str, quiet: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = DataLoader(TensorDataset(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.arange(2)))
-    for data in ((digits(augment=1),), (loader, loader), (FewerTests(source="digits"),)):
-        quiet(max_epochs=1, limit_train_batches=1, callbacks=[FeatureCache()]).fit(resnet(), *data)
-    monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
-    out = capsys.readouterr().out + fit(quiet).said
-    assert "not cached: --data.augment changes the images at each step" in out
-    assert "not cached: the images don't come from MNISTDataModule" in out
-    assert "not cached: the images aren't in memory as Images" in out
-    assert "not cached: they would take 0.0 GB" in out
-    assert not files()
+    if "GB" in reason:
+        monkeypatch.setattr(features, "LARGEST", 4 * 512 * TRAIN - 1)
+    if "home" in reason:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    given = {"model": {}, "trainer": {}, "data": digits, **OFF[reason]}
+    done = fit(quiet, model=resnet(**given["model"]), data=given["data"](), **given["trainer"], max_epochs=2)
+    (line,) = (line for line in done.said.splitlines() if "Features" in line)
+    assert line.startswith("Features of the frozen layers are not cached: ") and reason in line
+    assert sum(done.passes) >= 2 * TRAIN and done.trainer.global_step >= 6
+    assert "home" in reason or not files()
 
 
 # ---- Kept on disk
@@ -199,6 +165,7 @@ def test_cache_is_off_for_augmented_images_for_other_data_and_for_more_than_fits
 
 def test_name_changes_with_all_that_determines_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = resnet(), torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
+    model.load_pretrained()
     names = [file_of(model, images, "32-true"), file_of(model, images, "bf16-mixed")]
     assert file_of(model, images, "32-true") == names[0]
     last_weight, statistic = model.backbone.layer4[1].conv2.weight.data, model.backbone.layer1[0].bn1.running_var
@@ -218,13 +185,18 @@ def test_damaged_file_is_noticed_and_computed_again(quiet: Callable) -> None:
     first = fit(quiet)
     path = max(files(), key=lambda path: path.stat().st_size)  # the training images' features
     whole = path.read_bytes()
-    assert read(path, TRAIN) is not None and read(path, TRAIN + 1) is None
-    torch.save({"weights": 1}, path)
-    something_else, middle = path.read_bytes(), len(whole) // 2
-    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
-    for damaged in (whole[:-100], b"", something_else, flipped):
-        path.write_bytes(damaged)
-        assert read(path, TRAIN) is None
+    shape = (TRAIN, 512)
+    values = read(path, shape)
+    assert values is not None and read(path, (TRAIN + 1, 512)) is None and read(path, (TRAIN, 64)) is None
+    middle = len(whole) // 2
+    damaged = [whole[:-100], b"", whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]]
+    others = {"features": 0 * values, "sha256": torch.load(path)["sha256"]}, {"weights": 1}, values
+    for something_else in others:
+        torch.save(something_else, path)
+        damaged.append(path.read_bytes())
+    for content in damaged:
+        path.write_bytes(content)
+        assert read(path, shape) is None
     second = fit(quiet)
     assert sum(second.passes) == TRAIN
     assert path.read_bytes() == whole
@@ -234,25 +206,11 @@ def test_damaged_file_is_noticed_and_computed_again(quiet: Callable) -> None:
 def test_file_that_fails_to_be_written_costs_only_the_next_fit(
     quiet: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("mnist_lightning.files.os.fsync", full)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
     done = fit(quiet)
     assert done.trainer.global_step == 3
     assert "Features are not kept for the next run: [Errno 28] No space left on device." in done.said
-    assert not list(cache_folder().iterdir())
-
-
-def test_user_without_a_home_directory_trains_and_is_told(quiet: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(self: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "expanduser", no_home)
-    done = fit(quiet, max_epochs=2)
-    assert sum(done.passes) == TRAIN + VAL
-    assert "not kept for the next run: there is no home directory; set XDG_CACHE_HOME." in done.said
+    assert not files()
 
 
 def test_longest_unused_files_go_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,5 +69,5 @@ def test_schedule_that_ends_elsewhere_than_trainable_layers_is_refused(layers: l
 
 
 def test_convnet_is_refused(quiet: Callable) -> None:
-    with pytest.raises(UserError, match="expected ResNet18 for GradualUnfreezing\ngot ConvNet"):
+    with pytest.raises(UserError, match="expected a pretrained model to unfreeze gradually, as ResNet18\ngot ConvNet"):
         fit(quiet, ConvNet(), GradualUnfreezing([0]))

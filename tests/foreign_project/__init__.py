@@ -1,1 +1,1 @@
-"""What a stranger writes who starts a project from this one: letters instead of digits, in colour, 40 pixels a side."""
+"""What a stranger writes who starts a project from this one: letters in colour, 40 pixels a side; and odd classes."""

@@ -1,12 +1,18 @@
-"""A datamodule that knows nothing of this package: torchvision's ImageFolder, floats from ToTensor."""
+"""Datamodules: one that knows nothing of this package, floats from torchvision's ImageFolder and ToTensor; odd ones."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, random_split
+from running import Few
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, random_split
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
+
+from mnist_lightning.sources import load_digits
 
 
 class Letters(LightningDataModule):
@@ -49,3 +55,53 @@ class Nameless(Letters):
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader([image for image, _ in self.test_set], batch_size=self.batch_size)
+
+
+# ---- Of MNIST's images
+
+
+class Fewer(Few):
+    """Its training images aren't this package's Images any more."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.train_set = Subset(self.train_set, range(32))  # type: ignore[assignment]
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[Any]:
+        images, labels = load_digits().test
+        return iter(TensorDataset(images[:40], labels[:40]))
+
+
+class Odd(LightningDataModule):
+    """40 digits in batches that a DigitClassifier's own steps take, pairs, or others.
+
+    Args:
+        kind: of batches.
+    """
+
+    def __init__(self, kind: str = "pairs") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def loader(self) -> Any:
+        images, labels = (part[:40] for part in load_digits().test)
+        rows = {
+            "pairs": TensorDataset(images, labels), "one-hot": TensorDataset(images, F.one_hot(labels).float()),
+            "int32": TensorDataset(images, labels.int()), "three": TensorDataset(images, labels, labels),
+            "dict": [{"image": images[0], "label": labels[0]}], "stream": Stream(),
+        }  # fmt: skip
+        return DataLoader(rows[self.kind], batch_size=8)
+
+    train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class Named(Odd):
+    def test_dataloader(self) -> Any:
+        return {"digits": self.loader()}
+
+
+class Rooted(Odd):
+    def __init__(self, root: Path) -> None:
+        super().__init__()

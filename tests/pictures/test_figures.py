@@ -11,16 +11,7 @@ from torch import Tensor, nn
 
 from mnist_lightning.convnet import MEAN, STD, ConvNet
 from mnist_lightning.pictures import figures
-from mnist_lightning.pictures.figures import (
-    Answers,
-    answers_of,
-    evaluated,
-    feature_maps,
-    grid,
-    merged,
-    stages,
-    thumbnails,
-)
+from mnist_lightning.pictures.figures import Answers, answers_of, evaluated, feature_maps, grid, stages, thumbnails
 from mnist_lightning.resnet import ResNet18
 
 ROWS = [{"step": 49.0, "train/loss": 1.0}, {"step": 50.0, "val/loss": 0.5, "val/f1": 0.4, "lr-SGD/pg1": 0.1}]
@@ -30,12 +21,9 @@ def guesses(classes: int, images: Tensor, seed: int = 0) -> tuple[Tensor, Tensor
     """Logits that are right now and then, labels, and the images."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(len(images), classes, generator=generator)
-    labels = torch.where(
-        torch.rand(len(images), generator=generator) < 0.5,
-        logits.argmax(1),
-        torch.randint(classes, (len(images),), generator=generator),
-    )
-    return logits, labels, images
+    right = torch.rand(len(images), generator=generator) < 0.5
+    others = torch.randint(classes, (len(images),), generator=generator)
+    return logits, torch.where(right, logits.argmax(1), others), images
 
 
 def answers(classes: int, images: Tensor) -> Answers:
@@ -46,29 +34,21 @@ def test_answers_of_batches_are_those_of_the_whole() -> None:
     logits, labels, images = guesses(26, torch.rand(400, 3, 12, 9))
     names = [chr(ord("a") + label) for label in range(26)]
     batches = zip(logits.split(64), labels.split(64), images.split(64), strict=True)
-    parts = merged([answers_of(names, *batch) for batch in batches])
+    parts = figures.merged([answers_of(names, *batch) for batch in batches])
     assert parts.counts.tolist() == confusion_matrix(labels, logits.argmax(1), labels=range(26)).tolist()
     probabilities, predicted = logits.softmax(1).max(1)
     wrong = sorted((-float(p), i) for i, p in enumerate(probabilities) if predicted[i] != labels[i])[:25]
-    assert [(mistake.label, mistake.predicted) for mistake in parts.mistakes] == [
-        (int(labels[i]), int(predicted[i])) for _, i in wrong
-    ]
-    assert all(
-        torch.equal(mistake.image, thumbnails(images[i, None])[0])
-        for mistake, (_, i) in zip(parts.mistakes, wrong, strict=True)
-    )
+    for mistake, (_, i) in zip(parts.mistakes, wrong, strict=True):
+        assert (mistake.label, mistake.predicted) == (int(labels[i]), int(predicted[i]))
+        assert torch.equal(mistake.image, thumbnails(images[i, None])[0])
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        torch.randint(256, (6, 1, 28, 28), dtype=torch.uint8),
-        5 * torch.randn(6, 3, 40, 40),
-        torch.linspace(0, 7, 224).view(224, 1).expand(6, 3, 224, 100).half(),
-        torch.rand(6, 1, 8, 32).double() > 0.5,
-    ],
-    ids=["uint8", "standardised", "large", "bool"],
-)
+@pytest.mark.parametrize("images", [
+    torch.randint(256, (6, 1, 28, 28), dtype=torch.uint8),
+    5 * torch.randn(6, 3, 40, 40),
+    torch.linspace(0, 7, 224).view(224, 1).expand(6, 3, 224, 100).half(),
+    torch.rand(6, 1, 8, 32).double() > 0.5,
+], ids=["uint8", "standardised", "large", "bool"])  # fmt: skip
 def test_thumbnails_are_small_squares_with_all_greys(images: Tensor) -> None:
     small = thumbnails(images)
     channels, side = small.shape[1], small.shape[2]

@@ -1,45 +1,28 @@
-"""DigitClassifier in a plain Trainer: its metrics, its optimizer and schedule, and what a checkpoint knows of them."""
+"""DigitClassifier in a plain Trainer: its metrics, its optimizer, and what a checkpoint knows of them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from running import At, rows
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import Images, MNISTDataModule
-from mnist_lightning.errors import UserError
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.loader import Images
 
 FIT = {"max_epochs": 2, "limit_train_batches": 3}
 
 
 def digits(**settings: Any) -> MNISTDataModule:
     return MNISTDataModule(**{"source": "digits", "batch_size": 16, "train_size": 88, "val_size": 2000, **settings})
-
-
-def named(scheduler: str, **arguments: Any) -> ConvNet:
-    """ConvNet with a schedule that is given by its name, on Lightning's own command line."""
-    chosen = {"class_path": f"torch.optim.lr_scheduler.{scheduler}", "init_args": arguments}
-    args = {"seed_everything": 0, "model": {"scheduler": chosen}, "trainer": {"logger": False, "accelerator": "cpu"}}
-    return LightningCLI(ConvNet, run=False, args=args, auto_configure_optimizers=False).model
-
-
-class At(Callback):
-    """Does something after a step."""
-
-    def __init__(self, step: int, action: Callable[[Trainer], None]) -> None:
-        self.step, self.action = step, action
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            self.action(trainer)
 
 
 def fail(trainer: Trainer) -> None:
@@ -77,10 +60,57 @@ def test_metrics_are_means_over_all_images_of_an_epoch(quiet: Callable) -> None:
 def test_training_accuracy_is_of_this_fit_where_an_earlier_one_was_cut_short(quiet: Callable) -> None:
     model, data = standing_still(), digits()
     with pytest.raises(RuntimeError, match="stopped by a test"):
-        quiet(max_epochs=1, callbacks=At(2, fail)).fit(model, data)
+        quiet(max_epochs=1, callbacks=At(2, fail), enable_checkpointing=True).fit(model, data)
     trainer = quiet(max_epochs=1)
     trainer.fit(model, data)
     assert trainer.callback_metrics["train/acc"] == formula(model, data.train_set)["acc"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}])
+def test_means_of_an_epoch_that_was_resumed_in_its_middle_are_over_all_of_it(
+    settings: dict[str, Any], quiet: Callable, tmp_path: Path
+) -> None:
+    """88 images in six batches, the last of 8."""
+    data = digits()
+    saves = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
+    with pytest.raises(RuntimeError, match="stopped by a test"):
+        stopped = quiet(max_epochs=1, callbacks=[saves, At(3, fail)], enable_checkpointing=True, **settings)
+        stopped.fit(standing_still(), data)
+    model = standing_still()
+    trainer = quiet(max_epochs=1, **settings)
+    trainer.fit(model, data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    assert {name: trainer.callback_metrics[f"train/{name}"] for name in ("loss", "acc")} == formula(
+        model, data.train_set
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resumed", [False, True])
+def test_training_means_are_over_the_images_of_all_processes(resumed: bool, quiet: Callable, tmp_path: Path) -> None:
+    data, model = digits(), standing_still()
+    saves = At(2, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
+    two = {"max_epochs": 1, "strategy": "ddp_fork", "devices": 2}
+    trainer = quiet(**two, callbacks=saves, enable_checkpointing=True)
+    trainer.fit(model, data)
+    if resumed:
+        trainer = quiet(**two)
+        trainer.fit(model, data, ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
+    data.setup("fit")
+    assert {name: trainer.callback_metrics[f"train/{name}"] for name in ("loss", "acc")} == formula(
+        model, data.train_set
+    )
+
+
+@pytest.mark.parametrize(("settings", "steps"), [
+    ({}, [2, 4, 6]), ({"accumulate_grad_batches": 2}, [2]), ({"log_every_n_steps": 0}, []),
+])  # fmt: skip
+def test_loss_of_a_step_is_logged_where_metrics_are_logged_anyway(
+    settings: dict[str, Any], steps: list[int], quiet: Callable, tmp_path: Path
+) -> None:
+    logger = CSVLogger(tmp_path)
+    quiet(**{"max_epochs": 1, "log_every_n_steps": 2, "logger": logger, **settings}).fit(standing_still(), digits())
+    logged = rows(Path(logger.log_dir, "metrics.csv"))
+    assert [int(row["step"]) + 1 for row in logged if row.get("train/loss_step")] == steps
 
 
 class OwnStep(ConvNet):
@@ -115,63 +145,6 @@ def test_predictions_are_probabilities_with_labels_where_the_batch_has_some(quie
     assert set(unlabelled) == {"probabilities"}
 
 
-# ---- The optimizer and the schedule
-
-
-def test_schedule_given_as_a_function_steps_after_each_epoch(quiet: Callable) -> None:
-    model = ConvNet(optimizer=lambda params: Adam(params, lr=2e-3), scheduler=lambda adam: StepLR(adam, 1, gamma=0.5))
-    trainer = quiet(**FIT)
-    trainer.fit(model, digits())
-    (optimizer,) = trainer.optimizers
-    assert (type(optimizer), optimizer.param_groups[0]["lr"]) == (Adam, 5e-4)
-
-
-def test_reduce_on_plateau_watches_the_metric_that_it_is_told(quiet: Callable) -> None:
-    schedule = {"monitor": "val/loss", "patience": 0, "factor": 0.5}
-    model = ConvNet(
-        optimizer=lambda params: SGD(params, lr=1e-12),  # the loss stays as it is
-        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, eps=0, **schedule),
-    )
-    trainer = quiet(max_epochs=3, limit_train_batches=1)
-    trainer.fit(model, digits())
-    (config,) = trainer.lr_scheduler_configs
-    assert config.scheduler.best == trainer.callback_metrics["val/loss"]
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25e-12)
-
-
-@pytest.mark.parametrize(("settings", "arguments", "steps", "total"), [
-    ({}, {}, 6, 6),
-    ({"accumulate_grad_batches": 2}, {}, 4, 4),  # the third batch of an epoch makes a step of its own
-    ({"max_steps": 5}, {}, 5, 5),
-    ({"max_steps": 50}, {}, 6, 6),  # the epochs end before
-    ({"limit_train_batches": 0.5}, {}, 6, 6),  # of 6 batches
-    ({"limit_train_batches": None}, {}, 12, 12),
-    ({}, {"total_steps": 9}, 6, 9),
-    ({}, {"epochs": 2, "steps_per_epoch": 4}, 6, 8),
-])  # fmt: skip
-def test_onecycle_steps_after_each_batch_to_the_end_of_the_fit(
-    settings: dict[str, Any], arguments: dict[str, Any], steps: int, total: int, quiet: Callable
-) -> None:
-    trainer = quiet(**{**FIT, **settings})
-    trainer.fit(named("OneCycleLR", max_lr=0.1, **arguments), digits())
-    schedule = trainer.lr_scheduler_configs[0].scheduler
-    assert (schedule.last_epoch, schedule.total_steps) == (steps, total)
-
-
-def test_fit_resumed_in_mid_epoch_keeps_its_place_in_the_data_and_in_the_schedule(
-    quiet: Callable, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    whole = named("OneCycleLR", max_lr=0.1)
-    saves = At(4, lambda trainer: trainer.save_checkpoint(tmp_path / "mid.ckpt"))
-    quiet(**FIT, callbacks=saves).fit(whole, digits())
-    resumed = named("OneCycleLR", max_lr=0.1)
-    trainer = quiet(**FIT)
-    trainer.fit(resumed, digits(), ckpt_path=tmp_path / "mid.ckpt", weights_only=True)
-    assert trainer.lr_scheduler_configs[0].scheduler.total_steps == trainer.global_step == 6
-    assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
-
-
 # ---- Checkpoints
 
 
@@ -199,24 +172,19 @@ def test_checkpoint_holds_model_class_and_settings_as_plain_values(saved: Callab
     assert MNISTDataModule.load_from_checkpoint(path, weights_only=True).batch_size == 16
 
 
-@pytest.mark.parametrize("name", ["optimizer", "scheduler"])
-def test_function_from_python_is_asked_for_again_when_its_model_is_trained_further(
-    name: str, saved: Callable, quiet: Callable
-) -> None:
-    function = {"optimizer": lambda params: Adam(params), "scheduler": lambda optimizer: StepLR(optimizer, 1)}[name]
-    path = saved(ConvNet(**{name: function}))
-    with pytest.warns(UserWarning, match=f"The checkpoint's {name} was a Python function, .* pass {name}="):
-        model = ConvNet.load_from_checkpoint(path, weights_only=True)
-    quiet(limit_test_batches=1).test(model, digits(), verbose=False)
-    with pytest.raises(UserError, match=rf"expected the {name} to train with\ngot .*\npass {name}= when you load"):
-        quiet(**FIT).fit(model, digits())
-    again = ConvNet.load_from_checkpoint(path, weights_only=True, **{name: function})
-    quiet(max_epochs=2, limit_train_batches=1).fit(again, digits(), ckpt_path=path, weights_only=True)
-    assert again.global_step == 2
+@pytest.mark.parametrize("resuming", [True, False])
+def test_model_that_goes_on_with_another_optimizer_says_so(resuming: bool, saved: Callable, quiet: Callable) -> None:
+    path = saved(ConvNet(optimizer=lambda params: Adam(params)))
+    given = {"ckpt_path": path, "weights_only": True} if resuming else {}
+    again = ConvNet.load_from_checkpoint(path, weights_only=True, optimizer=lambda params: Adam(params))
+    quiet(max_epochs=2, limit_train_batches=1).fit(again, digits(), **given)
+    other = ConvNet() if resuming else ConvNet.load_from_checkpoint(path, weights_only=True)
+    with pytest.warns(UserWarning, match="Trained with Adam so far, and from now on with SGD"):
+        with suppress(KeyError):  # of SGD, which gets Adam's settings
+            quiet(max_epochs=2, limit_train_batches=1).fit(other, digits(), **given)
 
 
-def test_default_optimizer_and_one_by_name_come_back_with_the_checkpoint(saved: Callable, quiet: Callable) -> None:
-    for model in (ConvNet(), named("StepLR", step_size=1)):
-        again = ConvNet.load_from_checkpoint(saved(model), weights_only=True)
-        quiet(**FIT).fit(again, digits())
-        assert again.global_step == 6
+def test_checkpoint_of_the_default_optimizer_is_trained_further(saved: Callable, quiet: Callable) -> None:
+    again = ConvNet.load_from_checkpoint(saved(ConvNet()), weights_only=True)
+    quiet(**FIT).fit(again, digits())
+    assert again.global_step == 6

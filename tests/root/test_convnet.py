@@ -1,6 +1,5 @@
 """ConvNet against the network and the loop that the tutorial published, in plain torch."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from mnist_lightning.convnet import ConvNet
-from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.sources import load_digits
 
@@ -101,10 +99,10 @@ def test_num_classes_is_the_number_of_logits() -> None:
 
 
 @pytest.mark.parametrize(("images", "got"), [
-    (torch.linspace(0, 1, 1568).view(2, 1, 28, 28), "float32 (2, 1, 28, 28) from the caller, in [0, 1]"),
-    (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "uint8 (2, 1, 32, 32) from the caller"),
-    (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "uint8 (2, 3, 28, 28) from the caller"),
-    (torch.zeros(28, 28, dtype=torch.int64), "int64 (28, 28) from the caller"),
+    (torch.linspace(0, 1, 1568).view(2, 1, 28, 28), "float32 (2, 1, 28, 28), in [0, 1]"),
+    (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "uint8 (2, 1, 32, 32)"),
+    (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "uint8 (2, 3, 28, 28)"),
+    (torch.zeros(28, 28, dtype=torch.int64), "int64 (28, 28)"),
 ])  # fmt: skip
 def test_other_images_are_refused(images: Tensor, got: str) -> None:
     with pytest.raises(UserError) as raised:
@@ -118,34 +116,3 @@ def test_weight_that_is_nan_shows_in_the_logits(name: str, ours: ConvNet, images
     dict(ours.named_parameters())[name].data[0] = torch.nan
     with torch.inference_mode():
         assert ours(images).isnan().all()
-
-
-def test_lbfgs_trains_it(labels: Tensor) -> None:
-    """Any optimizer of torch; this one is the strictest: it takes contiguous gradients only."""
-    torch.manual_seed(0)
-    model = ConvNet(optimizer=lambda params: torch.optim.LBFGS(params, lr=0.01, max_iter=2))
-    optimizer = model.configure_optimizers()
-    images = load_digits().train.images[:64]
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        return loss
-
-    first = optimizer.step(closure)
-    assert closure() < first
-
-
-def test_compiled_model_is_compiled_once_for_training_and_once_for_validation(quiet: Callable) -> None:
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable:
-        graphs.append(graph)
-        return graph.forward
-
-    torch.compiler.reset()
-    model = torch.compile(ConvNet(), backend=backend)
-    data = MNISTDataModule(source="digits", batch_size=16, train_size=64, val_size=400)
-    quiet(max_epochs=2).fit(model, data)  # 4 steps an epoch, all alike
-    assert len(graphs) == 2

@@ -20,7 +20,7 @@ from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.photos import Photos
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.checkpoints import load_model
+from mnist_lightning.runs.saved import load_model
 from mnist_lightning.sources import load_digits
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -147,8 +147,8 @@ def test_checkpoint_with_a_datamodule_of_ones_own_loads(quiet: Callable) -> None
 
 
 @pytest.mark.parametrize(("content", "got"), [
-    ({"state_dict": {}, "hyper_parameters": {"_class_path": "gone.Model"}}, "some.ckpt, of gone.Model: No module"),
-    ({"state_dict": {}, "hyper_parameters": {"_class_path": "torch.nn.Linear"}}, "is no DigitClassifier"),
+    ({"state_dict": {}, "class_path": "mnist_lightning.gone.Model"}, "some.ckpt, of mnist_.*gone.Model: No module"),
+    ({"state_dict": {}, "class_path": "torch.nn.Linear"}, "is no DigitClassifier"),
 ])  # fmt: skip
 def test_load_model_explains_what_it_cannot_load(content: Any, got: str) -> None:
     torch.save(content, "some.ckpt")

@@ -15,8 +15,9 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms import InterpolationMode, v2
 
 from mnist_lightning import resnet
-from mnist_lightning.data import Features, MNISTDataModule
+from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.pretrained import Features
 from mnist_lightning.resnet import ResNet18
 
 PARTS = ("conv1 bn1", "layer1", "layer2", "layer3", "layer4")  # 5 trainable layers are all of these, 1 is the last
@@ -170,7 +171,7 @@ def test_normalized_features_have_mean_0_and_variance_1(weights: str, images: Te
 
 @pytest.mark.parametrize("shape", [(8, 1, 28, 28), (8, 512)])
 def test_floats_are_refused_not_taken_for_features(shape: tuple[int, ...], model: ResNet18) -> None:
-    with pytest.raises(UserError, match=r"expected uint8 images \(B, 1, 28, 28\), 0 to 255\ngot float32 \(8, "):
+    with pytest.raises(UserError, match=r"expected uint8 images \(B, 1 or 3, H, W\) of 28 .*\ngot float32 \(8, "):
         model(torch.rand(shape))
 
 

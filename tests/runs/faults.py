@@ -122,3 +122,44 @@ class PrimeDigits(MNISTDataModule):
     def load(self) -> Digits:
         digits = super().load()
         return digits._replace(test=Split(digits.test.images[:359], digits.test.labels[:359]))
+
+
+class TwoOptimizers(DigitClassifier):
+    """Optimizes by itself: two optimizers, a step of each after two batches, a schedule that it steps itself."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(torch.optim.SGD)
+        self.automatic_optimization, self.lr = False, lr
+        self.backbone, self.head = nn.Linear(49, 16), nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(nn.functional.avg_pool2d(images / 255, 4).flatten(1)).relu())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss / 2)
+        if batch_idx % 2:
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+            self.lr_schedulers().step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        first = torch.optim.SGD(self.backbone.parameters(), lr=self.lr, momentum=0.9)
+        second = torch.optim.Adam(self.head.parameters(), lr=self.lr / 10)
+        return [first, second], [torch.optim.lr_scheduler.ExponentialLR(first, 0.9)]
+
+
+class WithBackbone(TwoOptimizers):
+    """A small one to be unfrozen by Lightning's BackboneFinetuning."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(lr)
+        self.automatic_optimization = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return DigitClassifier.training_step(self, batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr, momentum=0.9)

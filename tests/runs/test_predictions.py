@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mnist_lightning.runs.predictions import PredictionWriter
 
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+
 
 class Pets(LightningDataModule):
     """Nine vectors, with or without their labels, shuffled, in batches of four."""
@@ -44,8 +46,7 @@ class Labelled(Model):
 def predict(path: Path, model: LightningModule, data: Any, **settings: Any) -> tuple[bool, list[dict[str, str]]]:
     """Whether the file was written, and its rows."""
     writer = PredictionWriter(path / "predictions.csv")
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    Trainer(callbacks=[writer], **{**quiet, **settings}).predict(model, data)
+    Trainer(callbacks=[writer], **{**QUIET, **settings}).predict(model, data)
     if not writer.path.exists():
         return writer.written, []
     with writer.path.open(newline="") as file:
@@ -59,6 +60,13 @@ def test_classes_are_called_by_their_names(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["cat", "dog", "cow"] * 3
     predicted = model.layer(data.vectors).argmax(1).tolist()
     assert [row["predicted"] for row in rows] == [data.class_names[label] for label in predicted]
+
+
+def test_checkpoints_names_come_first_and_start_no_formula(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path / "predictions.csv", ["=1+1", "@b", "c"])
+    Trainer(callbacks=[writer], **QUIET).predict(Labelled(), Pets(labelled=True))
+    with writer.path.open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)][:3] == ["'=1+1", "'@b", "c"]
 
 
 def test_label_that_is_no_class_stays_a_number(tmp_path: Path) -> None:
@@ -94,11 +102,9 @@ def test_no_batches_write_nothing(tmp_path: Path) -> None:
     assert predict(tmp_path, Model(), Pets(labelled=True), limit_predict_batches=0) == (False, [])
 
 
-@pytest.mark.parametrize(
-    "returned",
-    [torch.zeros(4), torch.zeros(4, 1), torch.zeros(4, 3, 2), {"logits": torch.zeros(4, 3)}, ["a"], None],
-    ids=["classes", "regression", "maps", "dict", "list", "None"],
-)
+@pytest.mark.parametrize("returned", [
+    torch.zeros(4), torch.zeros(4, 1), torch.zeros(4, 3, 2), {"logits": torch.zeros(4, 3)}, ["a"], None
+], ids=["classes", "regression", "maps", "dict", "list", "None"])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:predict returned None")
 def test_other_answers_are_not_written_and_the_reason_is_said(
     returned: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]

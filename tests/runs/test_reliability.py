@@ -27,8 +27,9 @@ import mnist_lightning
 from mnist_lightning.errors import UserError
 from mnist_lightning.finetuning import features
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.checkpoints import WholeCheckpointIO, read_checkpoint
+from mnist_lightning.runs.checkpoints import WholeCheckpointIO
 from mnist_lightning.runs.logger import read_metrics
+from mnist_lightning.runs.saved import Saved
 
 pytestmark = pytest.mark.reliability
 slow = pytest.mark.slow  # only with -m reliability
@@ -54,6 +55,11 @@ RECIPES = {
 }
 
 Tried = Callable[[str], None]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """As the package reads it."""
+    return Saved(path).content
 
 
 class Ended(NamedTuple):
@@ -265,8 +271,8 @@ def test_two_fits_at_the_same_moment_get_a_folder_each(whole: Any, tmp_path: Pat
     pytest.param("SIGTERM", "on_train_batch_start 8", 8, id="SIGTERM", marks=slow),
     *(pytest.param(name, *place, marks=slow, id=f"{name} {place[0]}") for name in ("SIGTERM", "SIGINT") for place in (
         ("on_train_batch_start 14", 14), ("on_train_batch_start 1", 1), ("on_before_optimizer_step 5", 5),
-        ("on_train_batch_end 4", 4), ("on_train_batch_end 10", 10), ("on_train_epoch_start 2", 11),
-        ("on_validation_start 2", 11), ("on_validation_batch_end 2", 11), ("on_validation_end 2", 11),
+        ("on_train_batch_end 4", 4), ("on_train_batch_end 10", 10), ("on_train_epoch_start 2", 10),
+        ("on_validation_start 2", 10), ("on_validation_batch_end 2", 10), ("on_validation_end 2", 10),
         ("on_validation_start 3", 20),
     )),
     pytest.param("SIGTERM+SIGTERM", "on_train_batch_start 8", 8, marks=slow, id="SIGTERM twice"),
@@ -409,7 +415,7 @@ def test_damage_is_noticed_or_read_right(tmp_path: Path, tried: Tried) -> None:
         "global_step": 21, "loops": {"fit_loop": {"state_dict": {}}}, "lr_schedulers": [{"last_epoch": 1}],
         "state_dict": {"conv1.weight": torch.arange(288.0).view(32, 1, 3, 3), "conv1.bias": torch.zeros(32)},
         "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(32)}}, "param_groups": [{"lr": 0.01}]}],
-        "hyper_parameters": {"_class_path": "mnist_lightning.convnet.ConvNet", "label_smoothing": 0.0},
+        "class_path": "mnist_lightning.convnet.ConvNet", "hyper_parameters": {"label_smoothing": 0.0},
     }  # fmt: skip
     WholeCheckpointIO().save_checkpoint(content, tmp_path / "a.ckpt")
     features.keep(tmp_path / "a.features", torch.randn(40, 512))
@@ -452,7 +458,7 @@ class Trap:
 @pytest.mark.parametrize("form", ["torch.save", "torch.save before 1.6", "pickle"])
 def test_booby_trap_is_refused_and_does_not_go_off(form: str, tmp_path: Path, tried: Tried) -> None:
     path, sprung = tmp_path / "trap", tmp_path / "sprung"
-    content = {"state_dict": {}, "hyper_parameters": {"_class_path": "a.B"}, "layer4.1.bn2.weight": Trap(sprung)}
+    content = {"state_dict": {}, "class_path": "a.B", "layer4.1.bn2.weight": Trap(sprung)}
     if form == "pickle":
         path.write_bytes(pickle.dumps(content))
     else:

@@ -1,18 +1,18 @@
 """Run folders: one for each run, even for runs that start together; the newest is found again."""
 
+import errno
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from lightning.pytorch import LightningModule
 
-from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs.checks import Checks
-from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, unclaim
-from mnist_lightning.runs.logger import RunLogger, read_metrics
+from mnist_lightning.runs.folder import LOGS, claim, find_checkpoint, run_of, shown_path, training_in, unclaim
 
 
 def checkpoint(root: Path, run: str, *, age: int, names: tuple[str, ...] = ("best", "last")) -> Path:
@@ -51,6 +51,52 @@ def test_number_that_another_process_takes_in_between_is_passed_over(
 
     monkeypatch.setattr(Path, "glob", glob)
     assert claim(tmp_path, "ConvNet").name == "version_1"
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.symlink_to("purged"), lambda path: path.write_text(""),
+    lambda path: (path.mkdir(), (path / "ConvNet").symlink_to("purged")),
+])  # fmt: skip
+def test_folder_that_cannot_hold_runs_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    make(tmp_path / LOGS)
+    got = "a file, or a link to a folder that is gone: "
+    with pytest.raises(UserError, match=f"a folder for runs\ngot {got}.*{LOGS}.*\n.*--trainer.default_root_dir"):
+        claim(tmp_path, "ConvNet")
+
+
+def test_read_only_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / LOGS))
+    monkeypatch.setattr(os, "mkdir", Mock(side_effect=denied))  # root may write everywhere
+    with pytest.raises(UserError, match="got Permission denied: .*lightning_logs"):
+        claim(tmp_path, "ConvNet")
+
+
+def test_number_of_a_dangling_link_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / LOGS / "ConvNet"
+    folder.mkdir(parents=True)
+    (folder / "version_3").symlink_to("purged")
+    assert claim(tmp_path, "ConvNet").name == "version_4"
+
+
+def test_run_is_trained_by_one_process_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
+    script = """if True:
+        import pathlib, sys
+        from mnist_lightning.runs.folder import training_in
+        with training_in(pathlib.Path(sys.argv[1])):
+            print("locked", flush=True)
+            sys.stdin.read()"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "locked\n"
+        refused = "a run that no other process is training\ngot .*\n.*start a new run"
+        with pytest.raises(UserError, match=refused), training_in(tmp_path):
+            pass
+        other.kill()
+    for _ in range(2):  # given back, it can be taken again; the file that is left means nothing
+        with training_in(tmp_path):
+            assert (tmp_path / ".training.lock").is_file()
 
 
 def test_unclaim_removes_a_run_without_checkpoints_and_the_folders_that_it_leaves_empty(tmp_path: Path) -> None:
@@ -100,53 +146,7 @@ def test_folder_of_somebody_elses_that_is_called_checkpoints_is_no_run(tmp_path:
     assert run_of(checkpoint(tmp_path, "ConvNet/version_3", age=1) / "best.ckpt") is None
 
 
-# ---- The logger
-
-
-def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: Path) -> None:
-    first = RunLogger(tmp_path)
-    for step in range(5):
-        first.log_metrics({"train/loss": 10.0 + step, "epoch": 0}, step)
-    first.log_metrics({"val/acc": 0.5, "epoch": 0}, 4)  # the same row
-    resumed = RunLogger(tmp_path, resumed_at=3)
-    resumed.log_metrics({"train/loss": 20.0, "epoch": 0}, 3)
-    resumed.finalize("success")
-    evaluated = RunLogger(tmp_path, evaluated_at=4)
-    evaluated.log_metrics({"test/acc": 0.25, "epoch": 0}, 0)
-    losses = [10.0, 11.0, 12.0, 20.0]
-    rows = [{"step": step, "epoch": 0, "train/loss": loss} for step, loss in enumerate(losses)]
-    assert read_metrics(tmp_path / "metrics.csv") == [*rows, {"step": 4, "test/acc": 0.25}]
-
-
-OTHERS = ("a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\n,2\n", "step,loss\n1,2\n", "", "\x00")
-
-
-@pytest.mark.parametrize("content", OTHERS, ids=repr)
-def test_metrics_of_somebody_else_are_left_alone(content: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text(content)
-    logger = RunLogger(tmp_path, resumed_at=3)
-    logger.log_metrics({"test/acc": 0.5}, 3)
-    logger.finalize("success")
-    assert (tmp_path / "metrics.csv").read_text() == content
-
-
 def test_path_is_shown_as_a_person_would_type_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert shown_path(tmp_path / "runs" / "a") == os.path.join("runs", "a")
     assert shown_path(Path("/a")) == "/a"
-
-
-def test_hosts_with_different_data_are_refused() -> None:
-    strategy = SimpleNamespace(broadcast=lambda source: "mnist")  # what rank 0 found
-    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=MNISTDataModule(source="digits"))
-    with pytest.raises(UserError, match=r"the same data on every host \(mnist\)\ngot digits\n"):
-        Checks().setup(trainer, LightningModule(), "fit")
-
-
-def test_each_process_needs_an_image_of_each_part() -> None:
-    data = MNISTDataModule(source="digits", val_size=50)  # of MNIST's 60,000: 1 of the digits
-    data.setup("fit")
-    strategy = SimpleNamespace(broadcast=lambda source: source)
-    trainer: Any = SimpleNamespace(world_size=2, strategy=strategy, datamodule=data)
-    with pytest.raises(UserError, match="an image for each of 2 processes\ngot a part of 1\n"):
-        Checks().setup(trainer, LightningModule(), "fit")

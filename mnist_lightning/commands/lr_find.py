@@ -1,0 +1,30 @@
+"""lr_find: looks for a learning rate in a hundred steps of growing ones; nothing is trained.
+
+Smith, Cyclical Learning Rates for Training Neural Networks, https://arxiv.org/abs/1506.01186.
+"""
+
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mnist_lightning.commands.fit import Training
+from mnist_lightning.errors import UserError
+
+
+class LearningRateFind(Training):
+    """As a subcommand, or as `fit --lr_find true`."""
+
+    alone = True
+
+    def settle(self) -> None:
+        super().settle()
+        self.settings.trainer.max_epochs = -1  # a hundred steps, over as many epochs as that takes
+
+    def __call__(self, trainer: Any, **kwargs: Any) -> None:
+        finder = trainer.lr_find(self.model, datamodule=self.data)  # a CommandTrainer
+        rate = finder.suggestion() if finder else None
+        if rate is None:
+            remedy = "try --data.batch_size 16, or --trainer.limit_train_batches 1.0."
+            raise UserError("enough steps to see a learning rate", "too few", remedy)
+        option = "--model.optimizer.lr " if "optimizer" in self.settings.model.get("init_args", {}) else ""
+        rank_zero_only(print)(f"A learning rate to try: {option}{rate:.2g}; nothing was trained.")

@@ -1,0 +1,127 @@
+"""What is typed, what a config file says and what a checkpoint holds: how they go together."""
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mnist_lightning.commands.parser import in_full_names
+from mnist_lightning.data import MNISTDataModule
+from mnist_lightning.errors import UserError
+from mnist_lightning.runs.saved import KNOWN, Saved
+
+PLAIN_TEXTS = ("precision", "gradient_clip_algorithm")  # settings of the Trainer that are text and nothing else
+PLACES = ("data_dir", "mirrors", "path", "save_seen")  # settings of the data that say where to read or write
+
+
+def look_ahead(typed: list[str]) -> argparse.Namespace:
+    """What is read before the rest: the checkpoint, whose settings become the parser's defaults, and where it is."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scan.add_argument("-c", "--config", action="append", default=[])
+    scan.add_argument("--model", "--model.class_path")
+    scan.add_argument("--data", "--data.class_path")
+    scan.add_argument("--ckpt_path")
+    scan.add_argument("--trainer.default_root_dir", dest="root")
+    try:
+        found, rest = scan.parse_known_args(typed)
+    except argparse.ArgumentError:  # an option without its value: the real parser says so
+        found, rest = scan.parse_known_args([])
+    found.subcommand = next((word for word in rest if not word.startswith("-")), "")
+    for path in found.config:
+        config = read_config(Path(path))
+        below = config.get(found.subcommand)
+        config = below if isinstance(below, dict) else config
+        trainer = config.get("trainer") or {}
+        if not isinstance(trainer, dict):
+            raise UserError(f"settings below trainer: in {path}", str(trainer), "for example max_epochs: 3.")
+        found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
+        found.root = found.root or trainer.get("default_root_dir")
+    found.root = str(Path(found.root or ".").expanduser())
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file's content; {} where the real parser will say what is wrong with it."""
+    try:
+        config = yaml.safe_load(in_full_names(path.read_text()))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def settings_of(saved: Saved, resuming: bool) -> dict[str, Any]:
+    """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed."""
+    kept = saved.settings or settings_from_hyperparameters(saved)
+    settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
+    if not resuming:
+        return settings
+    trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
+    others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode", "pictures") if name in kept}
+    return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}
+
+
+def settings_from_hyperparameters(saved: Saved) -> dict[str, Any]:
+    """The same of a checkpoint that was trained from Python, where nobody wrote down more than hyperparameters."""
+    settings = {"model": {"class_path": saved.class_path, "init_args": saved.hyperparameters}}
+    data = saved.data_hyperparameters
+    if data and data.keys() <= inspect.signature(MNISTDataModule).parameters.keys():
+        class_path = f"{MNISTDataModule.__module__}.{MNISTDataModule.__name__}"
+        settings["data"] = {"class_path": class_path, "init_args": data}
+    return settings
+
+
+def of_a_stranger(settings: dict[str, Any], typed: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What is taken from a checkpoint that may be anybody's: numbers, and classes of packages that are known here; of
+    other classes only those whose module is typed. Also what is left out.
+
+    The names in a checkpoint's settings are imported, built and called: they could be of any function.
+    """
+    left_out: list[str] = []
+
+    def is_known(path: str) -> bool:
+        module = path.rpartition(".")[0]
+        return path.startswith(KNOWN) or any(f"{module}." in word for word in typed)
+
+    def plain(key: str, value: Any) -> Any:
+        """A value without what may not be taken from it; None in its place."""
+        if isinstance(value, list):
+            return [plain(key, item) for item in value]
+        if not isinstance(value, dict):
+            named = isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value)
+            if named and not key.endswith(".weights"):  # which is a file
+                left_out.append(f"{key} {value}")
+                return None
+            return value
+        if "class_path" in value and not is_known(str(value["class_path"])):
+            left_out.append(f"{key} {value['class_path']}")
+            return None
+        return {name: v if name == "class_path" else plain(f"{key}.{name}", v) for name, v in value.items()}
+
+    taken: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = key.removeprefix("trainer.")
+        if key == name or value is None or isinstance(value, (int, float)) or name in PLAIN_TEXTS:
+            taken[key] = plain(key, value)
+        elif value:
+            left_out.append(f"--{key}")
+    if data := taken.get("data"):
+        places = {name: value for name, value in (data.get("init_args") or {}).items() if name in PLACES}
+        left_out += [f"--data.{name}" for name, value in places.items() if value not in (None, "data")]
+        init_args = {name: value for name, value in (data.get("init_args") or {}).items() if name not in PLACES}
+        taken["data"] = {**data, "init_args": init_args}
+    return {key: value for key, value in taken.items() if value is not None or key.startswith("trainer.")}, left_out
+
+
+def without_instances(settings: Any) -> Any:
+    """Settings that jsonargparse takes back: it writes "Unable to serialize instance" before ModelPruning's function,
+    which has a name, StochasticWeightAveraging's device, and objects. Names are kept; objects are defaults, left out.
+    """
+    if isinstance(settings, dict):
+        kept = {key: without_instances(value) for key, value in settings.items()}
+        return {key: value for key, value in kept.items() if not str(value).startswith("<")}
+    if isinstance(settings, list):
+        return [without_instances(value) for value in settings]
+    return settings.removeprefix("Unable to serialize instance ") if isinstance(settings, str) else settings

@@ -1,0 +1,246 @@
+"""Saved: a checkpoint's content. Its file is read once, and only this module knows its keys.
+
+Beside Lightning's own keys a checkpoint holds `class_path` (which a DigitClassifier writes itself), and of a run by the
+command line `mnist_lightning`, its settings, `example_input`, `class_names`, and what `Progress` says.
+"""
+
+import importlib
+import io
+import math
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from mnist_lightning.classifier import DigitClassifier
+from mnist_lightning.errors import UserError
+from mnist_lightning.files import load_safely
+from mnist_lightning.runs.classes import names_or_numbers
+from mnist_lightning.runs.folder import run_of
+
+REMEDY = "give --ckpt_path best, last or another file."
+EXPECTED = "a checkpoint of this project"
+KNOWN = ("mnist_lightning.", "lightning.", "torch.", "torchvision.")  # whose classes any file may name
+BUILT = ("callbacks", "logger", "plugins", "profiler", "strategy")  # settings of the Trainer that may be classes
+LARGEST_IMAGE = 2**26  # numbers in one image of a checkpoint's example
+
+
+class Example(NamedTuple):
+    """What one image was like that the model was trained on."""
+
+    shape: tuple[int, ...]
+    dtype: str  # as "uint8"
+
+    def __str__(self) -> str:
+        return f"{self.dtype} (B, {', '.join(map(str, self.shape))})"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return vars(torch)[self.dtype]
+
+
+MNIST = {"shape": [1, 28, 28], "dtype": "uint8"}
+MNIST_EXAMPLE = Example((1, 28, 28), "uint8")
+
+
+class Saved:
+    """A checkpoint of this project, read without running anything in it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it isn't a checkpoint of this project.
+
+    Attributes:
+        path: the file.
+        content: all that it holds, as Lightning wants it.
+        state_dict: the weights.
+        settings: of its run, as config.yaml has them; {} if it was trained from Python.
+        class_path: of the model; None if that is no DigitClassifier.
+        class_names: what the classes are called; [] if nobody said.
+        example: what images it was trained on.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        content = load_safely(self.path, EXPECTED, REMEDY)
+        self.content: dict[str, Any] = content if isinstance(content, dict) else {}
+        self.settings = self._get("mnist_lightning", {}, has_classes)
+        class_path = self.content.get("class_path")
+        self.class_path = class_path if isinstance(class_path, str) else None
+        if not (self.settings or self.class_path) or not isinstance(self.content.get("state_dict"), dict):
+            raise UserError(EXPECTED, f"{path}, which is something else", REMEDY)
+        self.state_dict: dict[str, Any] = self.content["state_dict"]
+        self.class_names: list[str] = self._get("class_names", [], is_list_of_names)
+        example = self._get("example_input", MNIST, is_example)
+        self.example = Example(tuple(example["shape"]), example["dtype"])
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps that were taken before."""
+        return int(self.content.get("global_step", 0))
+
+    @property
+    def logged_step(self) -> int:
+        """The last step that was logged before."""
+        logged = self.content.get("logged_step")
+        return self.step - 1 if logged is None else int(logged)
+
+    @property
+    def can_be_resumed(self) -> bool:
+        return bool(self.content.get("optimizer_states"))
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Of the model, as it was built."""
+        return public(self.content.get("hyper_parameters"))
+
+    @property
+    def data_hyperparameters(self) -> dict[str, Any]:
+        return public(self.content.get("datamodule_hyper_parameters"))
+
+    @property
+    def is_of_its_run(self) -> bool:
+        """Whether it lies in a run's folder whose config.yaml names the same classes; else it may be anybody's."""
+        run = run_of(self.path)
+        if run is None or not self.settings:
+            return False
+        try:
+            config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return False
+        return has_classes(config) and classes_of(config) == classes_of(self.settings)
+
+    def names(self, count: int) -> list[str]:
+        """A name for each of `count` classes: the checkpoint's, or their numbers."""
+        return names_or_numbers(self.class_names, count)
+
+    def model(self) -> DigitClassifier:
+        """The model, of the class and with the hyperparameters that it was trained with: on the CPU, in eval mode.
+
+        Raises:
+            UserError: it isn't a DigitClassifier, its class isn't to be imported from this file, or has changed since.
+        """
+        if self.class_path is None:
+            got, remedy = f"{self.path}, of another LightningModule", "make its class a DigitClassifier."
+            raise UserError("a checkpoint of a DigitClassifier", got, remedy)
+        module, _, name = self.class_path.rpartition(".")
+        if not (self.class_path.startswith(KNOWN) or module in sys.modules or self.is_of_its_run):
+            remedy = f"import {module} first, if you trust the file; or leave it in its run's folder."
+            raise UserError("a checkpoint of classes that are known here", f"{self.path}, of {self.class_path}", remedy)
+        remedy = "install that class's package, or the version of this one that wrote the checkpoint."
+        buffer = io.BytesIO()
+        torch.save(self.content, buffer)
+        buffer.seek(0)
+        try:
+            cls = getattr(importlib.import_module(module), name)
+            if not issubclass(cls, DigitClassifier):
+                raise TypeError(f"{self.class_path} is no DigitClassifier")
+            return cls.load_from_checkpoint(buffer, map_location="cpu", weights_only=True).eval()
+        except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:  # KeyError: of our own code
+            reason = str(error).strip().splitlines()
+            got = f"{self.path}, of {self.class_path}: {' '.join(reason[:2])}"
+            raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error
+
+    def _get(self, key: str, default: Any, valid: Any) -> Any:
+        """A value that somebody may have edited."""
+        value = self.content.get(key, default)
+        if value is not default and not valid(value):
+            raise UserError(f"a valid {key} in the checkpoint", f"{self.path}: {value!r}"[:300], REMEDY)
+        return value
+
+
+def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
+    """The model of a checkpoint, of the class and with the settings that it was trained with: on the CPU, in eval mode.
+
+    Raises:
+        UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
+    """
+    return Saved(path).model()
+
+
+@dataclass
+class Progress:
+    """What a run keeps in a checkpoint beside Lightning's own, to go on as if nothing had stopped it.
+
+    Attributes:
+        generators: the states of all random generators.
+        trained: the names of the parameters that are trained.
+        gradients: by parameter, of each process: those that wait for the optimizer's step.
+        plateaus: which ReduceLROnPlateau are about to step, and what they look at.
+        logged_step: the last that was logged.
+    """
+
+    generators: dict[str, Any] | None = None
+    trained: list[str] | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    plateaus: dict[int, float] = field(default_factory=dict)
+    logged_step: int | None = None
+
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any]) -> "Progress":
+        return cls(**{name.name: checkpoint[name.name] for name in fields(cls) if name.name in checkpoint})
+
+
+def save_run(
+    checkpoint: dict[str, Any],
+    settings: dict[str, Any],
+    progress: Progress,
+    example: Example | None,
+    class_names: list[str],
+) -> None:
+    """Adds what a run knows to a checkpoint that Lightning is about to write."""
+    checkpoint |= {"mnist_lightning": settings, **vars(progress)}
+    if example is not None:
+        checkpoint["example_input"] = {"shape": list(example.shape), "dtype": example.dtype}
+    if class_names:
+        checkpoint["class_names"] = class_names
+
+
+def state_of(checkpoint: dict[str, Any], callback: Callback) -> dict[str, Any]:
+    """A callback's state in a checkpoint that Lightning has loaded; {} if it had none."""
+    return checkpoint.get("callbacks", {}).get(callback.state_key) or {}
+
+
+def public(hyperparameters: Any) -> dict[str, Any]:
+    """Hyperparameters without what LightningCLI adds to them."""
+    known = hyperparameters if isinstance(hyperparameters, dict) else {}
+    return {name: value for name, value in known.items() if not str(name).startswith("_")}
+
+
+def has_classes(settings: Any) -> bool:
+    """Whether settings name a model, and whatever classes they name, by text and with arguments by name."""
+    if not isinstance(settings, dict) or "model" not in settings:
+        return False
+    named = [settings[key] for key in ("model", "data") if settings.get(key)]
+    return isinstance(settings.get("trainer", {}), dict) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("class_path"), str)
+        and isinstance(each.get("init_args") or {}, dict)
+        for each in named
+    )
+
+
+def classes_of(settings: dict[str, Any]) -> list[Any]:
+    """What settings build: not what a longer resume changes, the numbers."""
+    trainer = settings.get("trainer", {})
+    return [settings["model"], settings.get("data"), *(trainer.get(name) for name in BUILT)]
+
+
+def is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def is_example(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"shape", "dtype"} or not isinstance(value["shape"], list):
+        return False
+    sizes = all(isinstance(size, int) and size > 0 for size in value["shape"])
+    dtype = isinstance(value["dtype"], str) and isinstance(vars(torch).get(value["dtype"]), torch.dtype)
+    return sizes and dtype and math.prod(value["shape"]) <= LARGEST_IMAGE

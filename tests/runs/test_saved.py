@@ -1,0 +1,63 @@
+"""A checkpoint's keys: what is read is this project's, and needs no GPU."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import read_checkpoint
+
+from mnist_lightning.errors import UserError
+from mnist_lightning.runs.checkpoints import WholeCheckpointIO
+
+CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "class_path": "a.B", "epoch": 3}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    WholeCheckpointIO().save_checkpoint(CONTENT, path)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        read_checkpoint(path)
+    expected, got, remedy = str(raised.value).split("\n")
+    assert expected == "expected a checkpoint of this project"
+    assert remedy == "give --ckpt_path best, last or another file."
+    return got
+
+
+def test_checkpoint_comes_back_as_it_was(path: Path) -> None:
+    content = read_checkpoint(path)
+    assert torch.equal(content["state_dict"]["weight"], torch.arange(1000.0))
+    assert (content["epoch"], content["class_path"]) == (3, "a.B")
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 99, b"text\n", b"\x80\x05.", b"PK\x03\x04"])
+def test_file_that_is_no_checkpoint_is_refused(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    assert "which is " in refusal(path)
+
+
+@pytest.mark.parametrize("content", [
+    [], 3, torch.zeros(3), {}, {"state_dict": {}}, {"hyper_parameters": {}}, {"hyper_parameters": {"lr": 1}},
+    {"hyper_parameters": 3}, {"class_path": "a.B"}, {**CONTENT, "state_dict": 3},
+], ids=repr)  # fmt: skip
+def test_content_of_another_kind_is_refused(content: Any, path: Path) -> None:
+    torch.save(content, path)
+    assert refusal(path) == f"got {path}, which is something else"
+
+
+def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")  # as if its tensors lay there
+        torch.save(CONTENT, path)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000.0))
+    assert WholeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"].device.type == "cpu"
