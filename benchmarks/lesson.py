@@ -41,7 +41,7 @@ LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([\w/]+\.py)#L(\d+)\)")
 FOLD = re.compile(r"^<details><summary>.*?</summary>\n\n(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
 DRAWN = re.compile(r"^!\[(.*)\]\((images/.*\.png)\)\n\n(<details>.*\n\n```python figure)\n", re.MULTILINE)
 LISTING = re.compile(
-    r"^```(?P<kind>py|python|python words|python figure (?P<picture>.*))\n(?P<code>.*?)^```\n"
+    r"^```(?P<kind>py|python|python words|python figure (?P<picture>[^\n]*))\n(?P<code>.*?)^```\n"
     r"(\n```text( trained| rough)?\n(?P<printed>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
