@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
+FRAMES = ("box", "gaps", "edge", "circle", "corner", "rails", "posts", "underline")
 FINE = 10  # pixels of the redrawn digit for one of the 28
 
 
@@ -28,6 +29,38 @@ def page(digit: NDArray[np.uint8], rng: np.random.Generator, side: int | None = 
     drawn = drawn[: height - top, : width - left]
     ink[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn
     return photograph(ink, rng)
+
+
+def in_frame(drawn: Image.Image, frame: str, rng: np.random.Generator) -> Image.Image:
+    """A square picture of a digit, dark on white, with a printed frame: of any width, colour and tilt.
+
+    Args:
+        frame: box, gaps, edge (of the picture), circle, corner, rails, posts or underline.
+    """
+    side, fine = drawn.width, 4
+    margin = 0 if frame == "edge" else rng.uniform(0.03, 0.06) * side * fine
+    width = round(rng.choice([0.01, 0.02, 0.04]) * side * fine)
+    low, high = margin + width / 2, side * fine - margin - width / 2
+    sides = {"top": (low, low, high, low), "bottom": (low, high, high, high)}
+    sides |= {"left": (low, low, low, high), "right": (high, low, high, high)}
+    some = {"corner": ["bottom", "left"], "rails": ["top", "bottom"], "posts": ["left", "right"]}
+    some |= {"underline": ["bottom"], "circle": []}
+    ink = Image.new("L", (side * fine, side * fine))
+    draw = ImageDraw.Draw(ink)
+    for name in some.get(frame, sides):
+        draw.line(sides[name], 255, width)
+    if frame == "circle":
+        draw.ellipse((low, low, high, high), outline=255, width=width)
+    if frame == "gaps":
+        for at in rng.uniform(0.2, 0.7, 2) * side * fine:
+            draw.rectangle((at, 0, at + 0.1 * side * fine, side * fine / 8), fill=0)
+            draw.rectangle((0, at, side * fine / 8, at + 0.1 * side * fine), fill=0)
+    tilt = 0 if frame == "edge" else rng.uniform(-3, 3)
+    ink = ink.rotate(tilt, Image.Resampling.BICUBIC).resize(drawn.size, Image.Resampling.BOX)
+    colour = [(0, 0, 0), (120, 120, 120), (200, 30, 30), (40, 60, 200), (150, 190, 230)][rng.integers(5)]
+    picture = drawn.convert("RGB")
+    picture.paste(colour, mask=ink)
+    return picture
 
 
 def redraw(digit: NDArray[np.uint8], size: int, stroke: float, angle: float) -> NDArray[np.float64]:

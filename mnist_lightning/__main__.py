@@ -54,7 +54,7 @@ def command() -> int | str | None:
 
 
 def nobody_reads() -> bool:
-    """Whether what is printed goes into a pipe that was closed, as by `| head -3`; from then on it goes nowhere."""
+    """Whether what is printed goes into a closed pipe, as after `| head -3`; if so, it goes nowhere from now on."""
     poll = select.poll()
     for stream in (sys.stdout, sys.stderr):
         poll.register(stream, 0)  # asks for errors alone

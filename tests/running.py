@@ -115,7 +115,8 @@ def refusal(*args: object) -> list[str]:
     message = re.sub("^Downloading .*\n", "", error.getvalue(), flags=re.M)
     assert (code, message.count("\n")) == (2, 3), message
     assert re.match("error: expected .*\n       got .*\n", message) and "Error" not in message, message
-    assert files(Path()) | folders() == before
+    changed = (files(Path()) | folders()) ^ before
+    assert not changed, changed
     return [line.strip() for line in message.removeprefix("error: ").splitlines()]
 
 

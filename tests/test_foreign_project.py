@@ -14,7 +14,6 @@ import pytest
 import running
 import torch
 from foreign_project.data import Letters
-from foreign_project.letters import write_letters
 from foreign_project.models import Deep, Plain, Reader
 from running import READER, Few, Fit, loaded, process, rows
 from sklearn.metrics import f1_score
@@ -237,8 +236,9 @@ def page(idx_packed: dict[str, bytes], folder: Path, monkeypatch: pytest.MonkeyP
     return text
 
 
+@pytest.mark.slow  # that they are accepted is in docs/test_docs.py
 def test_commands_of_the_page_run_with_its_python(page: str) -> None:
-    short = "--trainer.max_epochs 1 --trainer.limit_train_batches 2"
+    short = "--pictures false --trainer.max_epochs 1 --trainer.limit_train_batches 2"
     for line in re.findall(r"^python -m mnist_lightning (fit .*--data mine.*|test .*|export .*)$", page, flags=re.M):
         typed = line.replace("/usr/share/datasets/fashion-mnist", "fashion-mnist --data.val_size 100")
         command(f"{typed} {short}" if line.startswith("fit") else typed)

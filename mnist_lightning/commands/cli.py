@@ -17,7 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mnist_lightning.commands.command import Command
+from mnist_lightning.commands.command import Command, as_list
 from mnist_lightning.commands.demo import demo
 from mnist_lightning.commands.evaluate import Test, Validate
 from mnist_lightning.commands.export import export
@@ -200,9 +200,9 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         command = self.command
-        refuse(built(self.model, self.datamodule, command))
-        command.build(self.model, self.datamodule)
         given = self.config_init[self.subcommand]["trainer"]
+        refuse(built(self.model, self.datamodule, as_list(given["callbacks"]), command))
+        command.build(self.model, self.datamodule)
         callbacks = command.callbacks(given)
         self.trainer_defaults = {**self.trainer_defaults, "callbacks": callbacks}
         return super().instantiate_trainer(**kwargs, **command.options(given, callbacks))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelPruning, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
@@ -15,6 +16,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from mnist_lightning.commands.settings import without_instances
+from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
 from mnist_lightning.runs.checks import Checks
 from mnist_lightning.runs.console import ParameterCount, progress
@@ -33,6 +35,7 @@ class Command:
         opened: what is closed when the command ends, however it does.
     """
 
+    stage: str  # as Lightning's setup(stage) has it
     trains = False  # starts without a checkpoint; with one it goes on with its run
     measures = False  # and logs what it measured
     needs_labels = True
@@ -63,6 +66,8 @@ class Command:
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         """Takes the model and the data, gets what they need, then makes the folder: what fails leaves no trace."""
         self.model, self.data = model, data
+        if isinstance(data, ImagesDataModule):
+            data.setup(self.stage)  # before there is any file
 
     def __call__(self, trainer: Trainer, **kwargs: Any) -> None:
         """Runs, and prints what came out.
@@ -116,8 +121,10 @@ class Command:
         summary = given["enable_model_summary"] is not False
         if summary and not any(isinstance(callback, ModelSummary) for callback in theirs):
             callbacks.append(ParameterCount())
-        if any(isinstance(callback, ModelPruning) for callback in theirs):
-            self.model.to(memory_format=torch.contiguous_format)  # torch's pruning can't flatten channels_last weights
+        optimizer = self.settings.model.get("init_args", {}).get("optimizer")
+        flattens = isinstance(optimizer, Namespace) and optimizer.class_path.endswith(".LBFGS")
+        if flattens or any(isinstance(callback, ModelPruning) for callback in theirs):
+            self.model.to(memory_format=torch.contiguous_format)  # torch can't flatten channels_last weights for these
         return callbacks
 
     @cached_property

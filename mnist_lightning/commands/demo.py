@@ -36,7 +36,7 @@ STYLE = """
 .answer.name { font-size: 40px; line-height: 56px; }
 .confidence { text-align: center; margin: 4px 0 12px; min-height: 1.5em; }
 .bars { display: grid; grid-template-columns: max-content 1fr 4em; gap: 6px 8px; max-height: 320px; overflow-y: auto; }
-.bars .percent { text-align: right; font-variant-numeric: tabular-nums; }
+.bars .percent { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .track { background: var(--border-color-primary); border-radius: 3px; align-self: center; height: 14px; }
 .bar { background: var(--color-accent); border-radius: 3px; height: 100%; }
 .picture img { display: block; margin: auto; width: 96%; image-rendering: pixelated; }

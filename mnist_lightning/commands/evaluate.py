@@ -49,11 +49,11 @@ class Evaluate(Command):
 
 
 class Validate(Evaluate):
-    part = "val"
+    stage, part = "validate", "val"
 
 
 class Test(Evaluate):
-    part = "test"
+    stage, part = "test", "test"
 
 
 def merge_metrics(results: Any) -> dict[str, float]:

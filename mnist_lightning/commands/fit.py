@@ -17,7 +17,6 @@ from mnist_lightning.commands.evaluate import measured_on, merge_metrics, say_re
 from mnist_lightning.commands.parser import class_of
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.finetuning.features import FeatureCache
-from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.photos import ImageFolder
 from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.pretrained import PretrainedClassifier
@@ -39,7 +38,7 @@ YOUR_OWN: dict[type, tuple[str, str]] = {  # how a model is tried on more of wha
 class Training(Command):
     """What all commands that train share: data and pretrained weights are fetched first, frozen features are kept."""
 
-    trains = True
+    stage, trains = "fit", True
 
     def settle(self) -> None:
         super().settle()
@@ -53,8 +52,6 @@ class Training(Command):
 
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         super().build(model, data)
-        if isinstance(data, ImagesDataModule):
-            data.setup("fit")
         if isinstance(data, MNISTDataModule) and "source" in self.settings.data.init_args:
             self.settings.data.init_args.source = data.source  # auto is settled now
         if self.saved is None and isinstance(model, PretrainedClassifier):

@@ -17,7 +17,7 @@ from mnist_lightning.runs.saved import Saved
 class Predict(Command):
     """Answers for the test images, or for a person's files, which need no labels."""
 
-    needs_labels = False
+    stage, needs_labels = "predict", False
     saved: Saved  # refusals.py has seen to it
 
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
@@ -42,7 +42,8 @@ class Predict(Command):
         """Writes and prints the answers of files; the exit code is 1 if some can't be read."""
         if not all(isinstance(answer, dict) and "probabilities" in answer for answer in answers):
             got, remedy = type(self.model).__name__, "return them from predict_step, as DigitClassifier does."
-            raise UserError("a model that predicts {'probabilities': (B, C)} for pictures", got, remedy)
+            expected = f"a model that predicts {{'probabilities': (B, C)}} for {type(data).__name__}"
+            raise UserError(expected, got, remedy)
         count = self.model.num_classes if isinstance(self.model, DigitClassifier) else len(self.saved.class_names)
         probabilities = [answer["probabilities"].float().cpu() for answer in answers] or [torch.empty(0, count)]
         everything = torch.cat(probabilities)

@@ -8,13 +8,13 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -110,8 +110,10 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
                 yield f"--{key}.{name} as in the checkpoint: {was}", str(value), remedy
 
 
-def built(model: LightningModule, data: LightningDataModule, command: Command) -> Iterator[Reason]:
-    """Of model and data, before anything is written."""
+def built(
+    model: LightningModule, data: LightningDataModule, callbacks: Iterable[Callback], command: Command
+) -> Iterator[Reason]:
+    """Of model, data and callbacks, before anything is written."""
     saved, names = command.saved, named_classes(data)
     if command.trains and names and isinstance(model, DigitClassifier) and model.num_classes != len(names):
         got = f"--model.num_classes {model.num_classes}"
@@ -124,6 +126,18 @@ def built(model: LightningModule, data: LightningDataModule, command: Command) -
             copy.deepcopy(model).load_state_dict(saved.state_dict, strict=model.strict_loading)
         except RuntimeError as error:
             yield unfit(error, f"{saved.path}, ")
+
+    # What a checkpoint can't hold of a callback: the resumed fit would end as another one.
+    if saved is None or not command.trains:
+        return
+    for callback in callbacks:
+        got, remedy = "", "start a new run, or use --trainer.callbacks null."
+        if isinstance(callback, ModelPruning):
+            got = "ModelPruning, whose masks and first weights are in no checkpoint"
+        elif isinstance(callback, StochasticWeightAveraging) and saved.state_of(callback).get("n_averaged"):
+            got = "StochasticWeightAveraging after it began, which would begin its learning rates anew"
+        if got:
+            yield "a run that can be resumed exactly", got, remedy
 
 
 def is_class(path: str, cls: type) -> bool:

@@ -101,7 +101,8 @@ def frames(strokes: Mask) -> Iterator[Rings | Lines]:
             continue
         ring = labels[box] == label
         hole = ndimage.binary_fill_holes(ring) & ~ring
-        if hole.sum() > 0.2 * ring.sum() and (strokes[box][hole].any() or length == max(sizes)):  # a faint digit
+        holds = strokes[box][hole].any() or length == max(sizes)  # or something faint
+        if holds and hole.sum() > 0.2 * ring.sum():
             rings[box] |= ring
             inside[box] |= hole
     if rings.any():
@@ -113,7 +114,7 @@ def frames(strokes: Mask) -> Iterator[Rings | Lines]:
 
 
 def line_along(strokes: Mask, side: int) -> Line | None:
-    """The straightest line in the third of the strokes' box next to a side: 0 = top, 1 = right, 2 = bottom, 3 = left."""
+    """The straightest line in the third of the strokes' box next to a side (TOP, RIGHT, BOTTOM or LEFT)."""
     turned = np.rot90(strokes, side)
     rows, columns = np.nonzero(turned)
     top, left = rows.min(), columns.min()
@@ -121,7 +122,7 @@ def line_along(strokes: Mask, side: int) -> Line | None:
     step = -(-max(part.shape) // REDUCED)
     height, width = (-(-length // step) for length in part.shape)
     padded = np.pad(part, ((0, height * step - part.shape[0]), (0, width * step - part.shape[1])))
-    small = padded.reshape(height, step, width, step).any((1, 3))  # (h, w): thin lines stay whole
+    small = np.asarray(padded.reshape(height, step, width, step).any((1, 3)))  # (h, w): thin lines stay whole
 
     x = np.arange(width)
     best, found = 0, None
@@ -153,7 +154,8 @@ def line_along(strokes: Mask, side: int) -> Line | None:
         kept = (y >= 0) & (y < height)
         band[y[kept], x[start:stop][kept]] = True
     large = np.zeros_like(turned)
-    large[top : top + part.shape[0], left : left + part.shape[1]] = band.repeat(step, 0).repeat(step, 1)[: part.shape[0], : part.shape[1]]
+    band = band.repeat(step, 0).repeat(step, 1)[: part.shape[0], : part.shape[1]]
+    large[top : top + part.shape[0], left : left + part.shape[1]] = band
     pixels = np.rot90(large, -side)
     along = np.nonzero((pixels & strokes).any(side % 2))[0]
     return Line(pixels, side, int(along[0]), int(along[-1]) + 1, float(cover))
@@ -170,7 +172,7 @@ def erased(strokes: Mask, lines: tuple[Line, ...]) -> Mask:
     along = round(0.06 * min(line.length for line in lines))
     away = ~ndimage.maximum_filter(pixels, 2 * along + 1)
     labels, count = ndimage.label(strokes & ~pixels, NEIGHBOURS)
-    bits = ndimage.maximum(away, labels, np.arange(count + 1)) == 0
+    bits = np.asarray(ndimage.maximum(away, labels, np.arange(count + 1))) == 0
     bits[0] = False
     return pixels | widened(bits[labels])
 

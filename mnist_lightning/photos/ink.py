@@ -116,7 +116,7 @@ def to_grey(picture: Grey) -> Grey:
 
 def inside_edge(grey: Grey) -> Grey:
     """What a frame along all four edges of the picture surrounds; without such a frame, the picture."""
-    depth = min(grey.shape) // 8
+    depth = min(grey.shape) // 12
     if depth < 2 or max(grey.shape) > 2 * min(grey.shape):  # a narrow picture may be all stroke between two edges
         return grey
     widths, steps = [], []
@@ -270,7 +270,7 @@ def largest_digit(labels: NDArray[np.int32]) -> tuple[Mask, int]:
         raise NoInk("no digit: nothing is larger than a speck")
     others = [digit for digit in digits if digit is not best and not digit.at_edge]
     count = 1 + sum(digit.height >= 0.5 * best.height and digit.area >= 0.1 * best.area for digit in others)
-    return np.isin(labels, best.labels), count
+    return np.isin(labels, best.labels), int(count)
 
 
 def cut_out(contrast: Grey, strokes: Mask, noise: float) -> Grey:

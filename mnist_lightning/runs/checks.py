@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -18,7 +18,6 @@ from mnist_lightning.errors import Reason, refuse
 from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.runs.checkpoints import BestCheckpoint, averages_at_the_end, unknown_metric
-from mnist_lightning.runs.saved import state_of
 
 
 class Checks(Callback):
@@ -28,9 +27,6 @@ class Checks(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse(of_processes(trainer))
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        refuse(of_resuming(trainer, checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse(of_averaging(trainer, pl_module))
@@ -78,18 +74,6 @@ def of_processes(trainer: Trainer) -> Iterator[Reason]:
     if fewest < trainer.world_size:
         remedy = "use fewer --trainer.devices, or another --data.val_size."
         yield f"an image for each of {trainer.world_size} processes", f"a part of {fewest}", remedy
-
-
-def of_resuming(trainer: Trainer, checkpoint: dict[str, Any]) -> Iterator[Reason]:
-    """What a checkpoint can't hold of a callback: the resumed fit would end as another one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        got = ""
-        if isinstance(callback, ModelPruning):
-            got = "ModelPruning, whose masks and first weights are in no checkpoint"
-        elif isinstance(callback, StochasticWeightAveraging) and state_of(checkpoint, callback).get("n_averaged"):
-            got = "StochasticWeightAveraging after it began, which would begin its learning rates anew"
-        if got:
-            yield "a run that can be resumed exactly", got, "start a new run, or use --trainer.callbacks null."
 
 
 def of_averaging(trainer: Trainer, model: LightningModule) -> Iterator[Reason]:

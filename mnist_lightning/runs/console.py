@@ -37,6 +37,7 @@ QUIET_LOGS = (
     "GPU available: False",
     "TPU available",
     "Trainer already configured with model summary",
+    "You are using a CUDA device",  # and could round in matrix products: these networks are too small to gain from it
     "Restoring states",
     "Restored all states",
     "`weights_only` was not set",  # when a checkpoint is saved: all of the state is

@@ -1,4 +1,4 @@
-"""A run's folder, lightning_logs/<Model>/version_N: claimed, trained by one process, found again, removed if empty."""
+"""A run's folder, lightning_logs/<Model>/version_N: claimed, trained in by one process, found again, given back."""
 
 import os
 import shlex

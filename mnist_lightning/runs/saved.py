@@ -91,7 +91,7 @@ class Saved:
     def logged_step(self) -> int:
         """The last step that was logged before."""
         logged = self.content.get("logged_step")
-        return self.step - 1 if logged is None else int(logged)
+        return self.step if logged is None else int(logged)
 
     @property
     def can_be_resumed(self) -> bool:
@@ -117,6 +117,10 @@ class Saved:
         except (OSError, ValueError, yaml.YAMLError):
             return False
         return has_classes(config) and classes_of(config) == classes_of(self.settings)
+
+    def state_of(self, callback: Callback) -> dict[str, Any]:
+        """What a callback kept; {} if it kept nothing."""
+        return self.content.get("callbacks", {}).get(callback.state_key) or {}
 
     def names(self, count: int) -> list[str]:
         """A name for each of `count` classes: the checkpoint's, or their numbers."""
@@ -172,14 +176,14 @@ class Progress:
 
     Attributes:
         generators: the states of all random generators.
-        trained: the names of the parameters that are trained.
+        frozen: the names of the parameters that are not trained.
         gradients: by parameter, of each process: those that wait for the optimizer's step.
         plateaus: which ReduceLROnPlateau are about to step, and what they look at.
         logged_step: the last that was logged.
     """
 
     generators: dict[str, Any] | None = None
-    trained: list[str] | None = None
+    frozen: list[str] | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     plateaus: dict[int, float] = field(default_factory=dict)
     logged_step: int | None = None
@@ -202,11 +206,6 @@ def save_run(
         checkpoint["example_input"] = {"shape": list(example.shape), "dtype": example.dtype}
     if class_names:
         checkpoint["class_names"] = class_names
-
-
-def state_of(checkpoint: dict[str, Any], callback: Callback) -> dict[str, Any]:
-    """A callback's state in a checkpoint that Lightning has loaded; {} if it had none."""
-    return checkpoint.get("callbacks", {}).get(callback.state_key) or {}
 
 
 def public(hyperparameters: Any) -> dict[str, Any]:

@@ -57,12 +57,13 @@ class RunState(Callback):
             raise not_finite(f"a training loss of {loss.item()}", trainer.global_step)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        trained = {name: parameter for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
-        if not all(bool(parameter.isfinite().all()) for parameter in trained.values()):
+        parameters = dict(pl_module.named_parameters())
+        if not all(bool(value.isfinite().all()) for value in parameters.values() if value.requires_grad):
             raise not_finite("weights that aren't", trainer.global_step)
-        progress = Progress(generators(), list(trained))
+        frozen = [name for name, value in parameters.items() if not value.requires_grad]
+        progress = Progress(generators(), frozen)
         if gathers_gradients(trainer, pl_module):
-            gradients = {name: parameter.grad for name, parameter in trained.items() if parameter.grad is not None}
+            gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
             # Until the optimizer's step each process has its own.
             progress.gradients = {name: each_process(trainer, value) for name, value in gradients.items()}
         if self._epoch_ended:
@@ -89,12 +90,13 @@ class RunState(Callback):
     def _go_on(self, trainer: Trainer, model: LightningModule, resumed: Progress) -> None:
         """Puts back what Lightning didn't."""
         for name, parameter in model.named_parameters():
-            if resumed.trained is not None:  # Lightning's BackboneFinetuning freezes all again: its issue 21901
-                parameter.requires_grad_(name in resumed.trained)
+            if resumed.frozen is not None:
+                # BackboneFinetuning freezes all again: https://github.com/Lightning-AI/pytorch-lightning/issues/21901
+                parameter.requires_grad_(name not in resumed.frozen)
             if name in resumed.gradients:
                 of_each = resumed.gradients[name]
                 mine = of_each[trainer.global_rank] if len(of_each) == trainer.world_size else of_each.mean(0)
-                parameter.grad = torch.empty_like(parameter).copy_(mine)
+                parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(mine)
         step_plateaus(trainer, resumed.plateaus)
         if trainer.fit_loop.restarted_mid_epoch:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -150,7 +152,7 @@ def due_plateaus(trainer: Trainer, epochs: int) -> dict[int, float]:
 
 
 def step_plateaus(trainer: Trainer, due: Mapping[int, float]) -> None:
-    """What Lightning leaves out of an epoch that was resumed in its middle, or whose last checkpoint came before it."""
+    """What Lightning leaves out of an epoch that was resumed in its middle or after the checkpoint of its end."""
     for index, metric in due.items():
         trainer.lightning_module.lr_scheduler_step(trainer.lr_scheduler_configs[index].scheduler, metric)
 

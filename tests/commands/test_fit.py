@@ -23,7 +23,6 @@ from running import (
     last,
     loaded,
     points,
-    refused,
     rows,
     run,
 )
@@ -170,17 +169,16 @@ def test_newest_run_is_resumed_whatever_its_model(convnet: Path, resnet: Path) -
 
 def test_callbacks_of_ones_own_go_on_too() -> None:
     kept = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.monitor=val/loss"
-    pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
-    command("fit", *SHORT, "--trainer.max_epochs", 2, *kept.split(), *pruned.split())
+    command("fit", *SHORT, "--trainer.max_epochs", 2, *kept.split())
     command("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3, *QUICK)
     (epoch,) = (path.stem for path in (RUN / "checkpoints").glob("epoch*"))  # of all three the one with the lowest loss
     assert epoch == "epoch=2-step=6"
+
+
+def test_fit_with_a_function_among_its_settings_is_repeated_by_its_config() -> None:
+    pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
+    command("fit", *SHORT, "--trainer.max_epochs", 1, *pruned.split())
     command("fit", "--config", RUN / "config.yaml", *QUICK)
-
-
-def test_finder_would_begin_a_run_anew() -> None:
-    command("fit", *FEW, *"--trainer.callbacks BatchSizeFinder --trainer.callbacks.max_trials 1".split())
-    assert "got BatchSizeFinder, which would begin it anew" in refused("fit", "--ckpt_path", "last")
 
 
 def test_run_that_early_stopping_ended_has_ended() -> None:

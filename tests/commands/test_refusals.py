@@ -242,7 +242,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --data.source mnist --data.data_dir text.ckpt":
             "a folder to read and write: text.ckpt/MNIST/raw | …Not a directory… | put …",
         f"{DIGITS} --trainer.default_root_dir text.ckpt":
-            "to read and write the run's files | Not a directory: …/text.ckpt/lightning_logs/… | …",
+            "a folder for runs | …text.ckpt… | …",
     },
     "convnet": {
         f"{RESUME} --data.source mnist": f"--data.source as in the checkpoint: digits | mnist | {KEPT}",
@@ -252,6 +252,8 @@ REFUSED: dict[str, dict[str, str]] = {
         f"{RESUME} --model.optimizer.lr 0.5": f"--model.optimizer as in the checkpoint: … | …0.5… | {KEPT}",
         f"{RESUME} --seed_everything 4": "--seed_everything as in the run: 0 | 4 | leave it out.",
         f"{RESUME} --model mnist_lightning.ResNet18": f"a run of ResNet18 {NO_RUN}",
+        f"{RESUME} --trainer.callbacks BatchSizeFinder":
+            "a run to go on with | BatchSizeFinder, which would begin it anew | start a new run with what it found…",
         f"{PHOTOS}=": "a picture or a folder of them at --data.path | no path | …",
         f"{PHOTOS} nowhere": "a picture or a folder of them at --data.path | nothing: nowhere | …",
         f"{PHOTOS} .hidden": "pictures at --data.path | an empty folder: .hidden | …",

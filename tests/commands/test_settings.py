@@ -1,6 +1,9 @@
 """Settings: of a config file, of a checkpoint, as they are typed; what is typed overrides, or is refused."""
 
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,12 @@ from running import (
     loaded,
     printed_config,
     refused,
+    run,
 )
 from torch.optim import Adam
 
 from mnist_lightning import ConvNet, load_model
+from mnist_lightning.errors import UserError
 
 QUICK = ("--pictures", "false")
 
@@ -145,3 +150,108 @@ def test_val_size_in_config_yaml_is_the_one_that_was_typed(val_size: float, fold
         shutil.move(RUN / "config.yaml", "c.yaml")
         shutil.rmtree("lightning_logs")
         command("fit", "--config", "c.yaml")
+
+
+# ---- Checkpoints from elsewhere: whoever wrote them may name any function
+
+
+TRAP = """
+import pathlib
+pathlib.Path("sprung").touch()  # whoever imports this module has been caught
+from mnist_lightning import ConvNet as Net, MNISTDataModule as Data
+from torch.optim import SGD as Optimizer
+from lightning.pytorch.callbacks import Timer as Watch
+from lightning.pytorch.strategies import SingleDeviceStrategy as Strategy
+def function(*args, **kwargs): pathlib.Path("sprung").touch()
+"""
+
+
+@pytest.fixture
+def trap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    Path("trap.py").write_text(TRAP)
+    monkeypatch.syspath_prepend(Path.cwd())
+    yield
+    sys.modules.pop("trap", None)
+
+
+def edited(run_folder: Path, path: Path, key: str, value: Any) -> dict[str, Any]:
+    """Writes the run's last checkpoint to `path`, with one of its settings changed; returns the settings."""
+    content = loaded(run_folder / "checkpoints" / "last.ckpt")
+    *outer, last_key = key.split(".")
+    place = content["mnist_lightning"]
+    for name in outer:
+        place = place[name]
+    place[last_key] = value
+    torch.save(content, path)
+    return content["mnist_lightning"]
+
+
+ELSEWHERE = {"dirpath": "elsewhere", "every_n_train_steps": 1}
+TRAPS = [
+    ("trainer.callbacks", [{"class_path": "trap.Watch"}]),
+    ("trainer.callbacks", "trap.Watch"),
+    ("trainer.callbacks", [{"class_path": "LambdaCallback", "init_args": {"on_train_start": "trap.function"}}]),
+    ("trainer.callbacks", [{"class_path": "ModelCheckpoint", "init_args": ELSEWHERE}]),
+    ("trainer.logger", {"class_path": "CSVLogger", "init_args": {"save_dir": "elsewhere"}}),
+    ("trainer.profiler", {"class_path": "SimpleProfiler", "init_args": {"dirpath": "elsewhere", "filename": "a"}}),
+    ("trainer.plugins", [{"class_path": "trap.Watch"}]),
+    ("trainer.strategy", "trap.Strategy"),
+    ("trainer.strategy", {"class_path": "trap.Strategy"}),
+    ("data.class_path", "trap.Data"),
+    ("model.class_path", "trap.Net"),
+    ("model.init_args.optimizer", {"class_path": "trap.Optimizer", "init_args": {"lr": 0.1}}),
+    ("model.init_args.optimizer", "trap.function"),
+    ("model.init_args.scheduler", {"class_path": "trap.function"}),
+    ("data.init_args.data_dir", "elsewhere"),
+    ("data.init_args.mirrors", ["http://127.0.0.1:1"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), TRAPS, ids=str)
+@pytest.mark.parametrize("name", ["fit", "test"])
+def test_what_a_strangers_checkpoint_names_is_left_out_and_said(
+    name: str, key: str, value: Any, convnet: Path, trap: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited(convnet, Path("stranger.ckpt"), key, value)
+    longer = ("--trainer.max_epochs", "3", "--trainer.limit_train_batches", "1", "--trainer.default_root_dir", "mine")
+    code = run([name, "--ckpt_path", "stranger.ckpt", *QUICK, *(longer if name == "fit" else ())])
+    out, error = capsys.readouterr()
+    assert not Path("sprung").exists() and not Path("elsewhere").exists() and "Error" not in error
+    if name == "fit" or not key.startswith("trainer"):
+        assert "Not taken from stranger.ckpt, which lies in no run's folder" in out
+    assert code in (0, 2)
+
+
+@pytest.mark.parametrize("name", ["fit", "test"])
+def test_class_that_is_typed_is_taken_from_a_strangers_checkpoint(name: str, convnet: Path, trap: None) -> None:
+    edited(convnet, Path("stranger.ckpt"), "model.class_path", "trap.Net")
+    assert run([name, "--ckpt_path", "stranger.ckpt", "--model", "trap.Net", *QUICK]) == 0
+    assert Path("sprung").exists()
+
+
+def test_runs_own_checkpoint_brings_its_classes(convnet: Path, trap: None) -> None:
+    """Found as best or last, or beside a config.yaml that says the same; not beside one that says otherwise."""
+    path = convnet / "checkpoints" / "last.ckpt"
+    settings = edited(convnet, path, "trainer.callbacks", [{"class_path": "trap.Watch"}])
+    command("fit", "--ckpt_path", path, "--trainer.max_epochs", 3, "--trainer.limit_train_batches", 1, *QUICK)
+    assert not Path("sprung").exists()
+    edited(convnet, path, "trainer.callbacks", [{"class_path": "trap.Watch"}])
+    (convnet / "config.yaml").write_text(yaml.safe_dump(settings))
+    command("fit", "--ckpt_path", path, "--trainer.max_epochs", 4, "--trainer.limit_train_batches", 1, *QUICK)
+    assert Path("sprung").exists()
+
+
+@pytest.mark.parametrize("read", [
+    lambda path: load_model(path), lambda path: refused("export", "--ckpt_path", path, "--output", "a.pt2"),
+    lambda path: refused("demo", "--ckpt_path", path),
+])  # fmt: skip
+@pytest.mark.parametrize("edit", [
+    {"class_path": "trap.Net"}, {"hyper_parameters": {"_instantiator": "trap.function", "_class_path": "trap.Net"}},
+    {"hyper_parameters": {"optimizer": "trap.function"}},
+])  # fmt: skip
+def test_model_of_a_strangers_checkpoint_imports_nothing(read: Any, edit: Any, convnet: Path, trap: None) -> None:
+    content = loaded(convnet / "checkpoints" / "last.ckpt")
+    torch.save({**content, **edit}, "stranger.ckpt")
+    with suppress(UserError, AssertionError):  # refused() wants a refusal; what is in the way may be taken as it is
+        read("stranger.ckpt")
+    assert not Path("sprung").exists()

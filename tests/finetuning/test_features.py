@@ -136,7 +136,7 @@ OFF: dict[str, dict[str, Any]] = {  # the reason, and the model's, the Trainer's
     "the model is in torch.float64": {"trainer": {"precision": "64-true"}},
     "--data.augment changes the images at each step": {"data": lambda: digits(augment=1)},
     "the images aren't in memory as Images": {"data": lambda: FewerTests(source="digits", train_size=TRAIN)},
-    "the images don't come from an ImagesDataModule": {"data": lambda: DataLoader(TensorDataset(*some()), batch_size=16)},
+    "the images don't come from an ImagesDataModule": {"data": lambda: DataLoader(TensorDataset(*some()), 16)},
     "they would take 0.0 GB": {},
     "there is no home directory to keep them in: set XDG_CACHE_HOME": {},
 }

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks.pages import page
+from benchmarks.pages import FRAMES, in_frame, page, redraw
 from mnist_lightning.photos.ink import NoInk, ink
 from mnist_lightning.sources import load_digits
 
@@ -109,3 +109,50 @@ def test_digits_on_pages_are_classified_as_the_plain_ones() -> None:
     plain = classifier.score(found([Image.fromarray(digit) for digit in digits]), labels)
     assert plain > 0.9
     assert classifier.score(found([page(digit, rng) for digit in digits]), labels) > plain - 0.05
+
+
+def drawn(digit: np.ndarray, share: float = 0.6) -> Image.Image:
+    """A digit, dark on white, in the middle of 160×160."""
+    strokes = redraw(digit, round(160 * share), 2.5, 0)
+    paper = Image.new("L", (160, 160), 255)
+    height, width = strokes.shape
+    paper.paste(0, ((160 - width) // 2, (160 - height) // 2), Image.fromarray((255 * strokes).astype("u1")))
+    return paper
+
+
+def differs(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(float) - b).mean())
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_digit_in_a_frame_is_found_as_without_it(frame: str) -> None:
+    """Of any width, colour and tilt; another digit differs by 50."""
+    rng = np.random.default_rng(0)
+    digits = [drawn(digit) for digit in load_digits().test.images[:20, 0].numpy()]
+    apart = [differs(ink(in_frame(digit, frame, rng)).image, ink(digit).image) for digit in digits]
+    assert sum(difference < 8 for difference in apart) >= 19
+
+
+@pytest.mark.parametrize("margin", [0, 1, 40])
+def test_strokes_along_the_edge_are_no_frame(margin: int) -> None:
+    apart = []
+    for digit in load_digits().test.images[:40, 0].numpy():
+        tight = Image.fromarray((255 * (1 - np.pad(redraw(digit, 120, 2.5, 0), margin))).astype("u1"))
+        apart.append(differs(ink(tight).image, ink(ImageOps.expand(tight, 60, 255)).image))
+    assert sum(difference < 8 for difference in apart) >= 33  # cut so close, some 8s leave no background
+
+
+def test_ring_with_nothing_inside_is_a_zero(seven: Image.Image) -> None:
+    ring = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(ring).ellipse((60, 20, 240, 280), outline=0, width=12)
+    ImageDraw.Draw(ring).ellipse((140, 140, 150, 150), fill=0)  # a speck
+    columns = np.nonzero(ink(ring).image.max(axis=0) > 128)[0]
+    assert np.ptp(columns) > 10 and ink(ring).image[14, 14] < 128
+
+
+def test_digits_in_a_table_of_cells_are_counted() -> None:
+    table = Image.new("L", (480, 320), 255)
+    for i, digit in enumerate(load_digits().test.images[:6, 0].numpy()):
+        cell = ImageOps.expand(drawn(digit).crop((2, 2, 158, 158)), 2, 0)
+        table.paste(cell, (160 * (i % 3), 160 * (i // 3)))
+    assert ink(table).digits == 6

@@ -3,14 +3,13 @@
 import errno
 import gzip
 import hashlib
-import json
 import os
 import random
 import re
 import socket
 import stat
-import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -239,50 +238,21 @@ def test_without_network_the_three_lines_say_what_to_do(
     assert all(hint in remedy for hint in ["http://mirror.example/", "--model.weights PATH", "--model.weights none"])
 
 
-OTHER_PROCESS = """
-import json, sys
-from mnist_lightning import sources
+def test_two_that_start_together_download_once(missing: Any, server: Any, monkeypatch: MonkeyPatch) -> None:
+    together, download = threading.Barrier(2, timeout=10), sources.download
 
-sources.IMAGENET_URL, sources.IMAGENET_SHA256, sources.FILES, data_dir, mirror = json.loads(sys.argv[1])
-download = sources.download
-
-def download_together(*args):
-    print("must download", flush=True)
-    sys.stdin.readline()  # until the test's process must download, too
-    download(*args)
-
-sources.download = download_together
-sources.load_mnist(data_dir, [mirror])
-sources.imagenet_weights()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_that_start_together_download_once(
-    mnist: Any, weights: Any, server: Any, monkeypatch: MonkeyPatch
-) -> None:
-    def download_together(*args: Any) -> None:
-        assert other.stdout.readline() == "must download\n"
-        other.stdin.write("go\n")  # from here the lock decides which of the two does
-        other.stdin.flush()
+    def meet(*args: Any) -> None:
+        together.wait()  # both have seen that the file is missing; from here the lock decides
         download(*args)
 
-    download = sources.download
-    monkeypatch.setattr(sources, "download", download_together)
-    monkeypatch.setattr(sources, "IMAGENET_URL", weights.url)
-    (mnist.raw_dir / f"{LABELS}.gz").unlink()
-    constants = [weights.url, sources.IMAGENET_SHA256, sources.FILES, mnist.dir, mnist.mirror]
-    command = [sys.executable, "-c", OTHER_PROCESS, json.dumps(constants)]
-    where = Path(sources.__file__).parents[1]
-    with subprocess.Popen(command, cwd=where, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        try:
-            assert_right(load_mnist(mnist.dir, [mnist.mirror]), mnist.contents)
-            assert imagenet_weights().read_bytes() == weights.body
-            other.communicate(timeout=60)
-        finally:
-            other.kill()
-    assert other.returncode == 0
-    assert server.requests == [f"/mnist/{LABELS}.gz", "/resnet18.pth"]
+    monkeypatch.setattr(sources, "download", meet)
+    both = [threading.Thread(target=missing.load) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [server.url + path for path in server.requests] == [missing.url]
+    assert missing.path.read_bytes() == missing.body
 
 
 # ---- Folders that can't be used. Refusals are played: root, as whom tests run in a container, may write anywhere.

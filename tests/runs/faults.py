@@ -136,9 +136,9 @@ class TwoOptimizers(DigitClassifier):
         return self.head(self.backbone(nn.functional.avg_pool2d(images / 255, 4).flatten(1)).relu())
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = super().training_step(batch, batch_idx)
+        loss = super().training_step(batch, batch_idx)["loss"]
         self.manual_backward(loss / 2)
-        if batch_idx % 2:
+        if batch_idx % 2 == 0:
             for optimizer in self.optimizers():
                 optimizer.step()
                 optimizer.zero_grad()

@@ -1,17 +1,20 @@
 """What a run says while it goes."""
 
 import io
+import logging
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
-from mnist_lightning.runs.console import EpochLines, progress
+from mnist_lightning.runs.console import EpochLines, is_news, progress
 
 
 def lines(quiet: Callable, capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
@@ -43,3 +46,17 @@ def test_bar_is_for_terminals_and_for_who_asks(
     monkeypatch.setattr(stream, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     assert isinstance(progress(wanted), TQDMProgressBar if bar else EpochLines)
+
+
+def test_hint_to_round_in_matrix_products_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As Lightning gives it on a GPU; here torch only says that it has one."""
+    gpu = {"is_available": True, "get_device_capability": (9, 0), "get_device_name": "H200", "set_device": None}
+    for name, answer in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    caplog.set_level(logging.INFO, "lightning.pytorch")
+    CUDAAccelerator().setup_device(torch.device("cuda", 63))  # the hint is given once for a device
+    assert "set_float32_matmul_precision" in caplog.text
+    assert not any(map(is_news, caplog.records))

@@ -88,7 +88,8 @@ ROWS = {
 PLACES = ("on_train_batch_end 7 SIGTERM", "on_train_batch_end 10 SIGTERM", "on_train_epoch_start 2 fail")
 QUICK = {
     ("gathered, a group left over", PLACES[0]), ("ReduceLROnPlateau", PLACES[0]), ("ReduceLROnPlateau", PLACES[2]),
-    ("BackboneFinetuning", PLACES[0]), ("validated in mid-epoch", PLACES[1]), ("two optimizers by hand", PLACES[0]),
+    ("BackboneFinetuning", PLACES[0]), ("validated in mid-epoch", PLACES[0]), ("two optimizers by hand", PLACES[0]),
+    ("EarlyStopping", PLACES[1]),
 }  # fmt: skip
 
 

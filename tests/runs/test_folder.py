@@ -54,13 +54,14 @@ def test_number_that_another_process_takes_in_between_is_passed_over(
 
 
 @pytest.mark.parametrize("make", [
-    lambda path: path.symlink_to("purged"), lambda path: path.write_text(""),
+    lambda path: path.symlink_to("purged"),
+    lambda path: path.write_text(""),
     lambda path: (path.mkdir(), (path / "ConvNet").symlink_to("purged")),
 ])  # fmt: skip
-def test_folder_that_cannot_hold_runs_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_what_cannot_hold_runs_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
     make(tmp_path / LOGS)
-    got = "a file, or a link to a folder that is gone: "
-    with pytest.raises(UserError, match=f"a folder for runs\ngot {got}.*{LOGS}.*\n.*--trainer.default_root_dir"):
+    got = f"a file, or a link to a folder that is gone: .*{LOGS}"
+    with pytest.raises(UserError, match=f"a folder for runs\ngot {got}.*\n.*--trainer.default_root_dir"):
         claim(tmp_path, "ConvNet")
 
 

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from running import read_checkpoint
+from running import command
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
+from mnist_lightning.runs.saved import Saved
 
 CONTENT = {"state_dict": {"weight": torch.arange(1000.0)}, "class_path": "a.B", "epoch": 3}
 
@@ -23,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as raised:
-        read_checkpoint(path)
+        Saved(path).content
     expected, got, remedy = str(raised.value).split("\n")
     assert expected == "expected a checkpoint of this project"
     assert remedy == "give --ckpt_path best, last or another file."
@@ -31,7 +33,7 @@ def refusal(path: Path) -> str:
 
 
 def test_checkpoint_comes_back_as_it_was(path: Path) -> None:
-    content = read_checkpoint(path)
+    content = Saved(path).content
     assert torch.equal(content["state_dict"]["weight"], torch.arange(1000.0))
     assert (content["epoch"], content["class_path"]) == (3, "a.B")
     assert os.listdir(path.parent) == ["last.ckpt"]
@@ -52,6 +54,22 @@ def test_content_of_another_kind_is_refused(content: Any, path: Path) -> None:
     assert refusal(path) == f"got {path}, which is something else"
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("example_input", 3), ("example_input", {"shape": [1, 28, 28]}), ("example_input", {"shape": 28, "dtype": "uint8"}),
+    ("example_input", {"shape": [1, -28, 28], "dtype": "uint8"}), ("example_input", {"shape": [1], "dtype": "nn"}),
+    ("example_input", {"shape": [3, 64_000, 64_000], "dtype": "float32"}),  # 48 GB
+    ("class_names", "abc"), ("class_names", [1, 2]), ("class_names", {"a": 1}),
+    ("mnist_lightning", 3), ("mnist_lightning", {"model": 3}), ("mnist_lightning", {"model": {"class_path": 3}}),
+    ("mnist_lightning", {"data": {"class_path": "a.B"}}),
+    ("mnist_lightning", {"model": {"class_path": "a.B", "init_args": [1]}}),
+    ("mnist_lightning", {"model": {"class_path": "a.B"}, "trainer": [1]}),
+], ids=str)  # fmt: skip
+def test_value_that_somebody_edited_is_refused(key: str, value: Any, path: Path) -> None:
+    torch.save({**CONTENT, key: value}, path)
+    with pytest.raises(UserError, match=f"^expected a valid {key} in the checkpoint\ngot {path}: "):
+        Saved(path)
+
+
 def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")  # as if its tensors lay there
@@ -59,5 +77,14 @@ def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA"):
             torch.load(path)
-    assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000.0))
+    assert torch.equal(Saved(path).content["state_dict"]["weight"], torch.arange(1000.0))
     assert WholeCheckpointIO().load_checkpoint(path)["state_dict"]["weight"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("typed", ["test", "predict", "export --output model.pt2"])
+def test_command_reads_its_checkpoint_once(typed: str, convnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = convnet / "checkpoints" / "best.ckpt"
+    load = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", load)
+    command(*typed.split(), "--ckpt_path", checkpoint)
+    assert [str(call.args[0]) for call in load.call_args_list].count(str(checkpoint)) == 1

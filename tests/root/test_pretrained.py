@@ -1,4 +1,4 @@
-"""ResNet18: torchvision's network, frozen in every mode, with weights from anywhere or a reason why not."""
+"""PretrainedClassifier by ResNet18: torchvision's network, frozen in every mode, with weights from anywhere."""
 
 import copy
 from collections.abc import Callable
@@ -123,6 +123,15 @@ def test_backbone_learns_at_its_share_of_the_heads_rate(schedule: Any, arguments
     assert len(set(heads)) == 3
 
 
+def test_layer_that_was_replaced_is_trained(images: Tensor) -> None:
+    model = ResNet18("none", 28, trainable_layers=5)
+    model.load_pretrained()
+    model.backbone.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # the usual change for small images
+    before = model.backbone.conv1.weight.detach().clone()
+    step(model, images)
+    assert not torch.equal(model.backbone.conv1.weight, before)
+
+
 # ---- The features
 
 
@@ -149,6 +158,23 @@ def test_logits_are_a_linear_map_of_torchvisions_features(
     torch.testing.assert_close(one, expected[5:6], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("shape", "size", "seen"), [
+    ((1, 28, 28), None, (64, 64)), ((1, 28, 28), 32, (32, 32)), ((3, 28, 28), None, (64, 64)),
+    ((3, 40, 50), None, (40, 50)), ((1, 64, 64), None, (64, 64)), ((3, 40, 50), 32, (32, 32)),
+])  # fmt: skip
+def test_image_size_is_64_for_28_by_28_and_else_the_images_own(
+    shape: tuple[int, ...], size: int | None, seen: tuple[int, int], model: ResNet18
+) -> None:
+    model.image_size = size
+    images = torch.randint(256, (2, *shape), dtype=torch.uint8)
+    assert model.prepare(images).shape == (2, 3, *seen)
+    assert model(images).shape == (2, 10)
+
+
+def test_grey_and_colour_images_of_the_same_pixels_are_the_same_to_it(model: ResNet18, images: Tensor) -> None:
+    assert torch.equal(model(images.expand(-1, 3, -1, -1)), model(images))
+
+
 def test_forward_goes_on_from_the_layer_that_features_have_passed(model: ResNet18, images: Tensor) -> None:
     expected, values = model(images), model.prepare(images)
     for passed, layer in enumerate(model.layers):
@@ -167,6 +193,12 @@ def test_normalized_features_have_mean_0_and_variance_1(weights: str, images: Te
             features = layer(features)
         expected = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
         torch.testing.assert_close(model(images), model.head(expected))
+
+
+@pytest.mark.parametrize("shape", [(8, 2, 28, 28), (8, 1, 27, 40), (28, 28)])
+def test_images_that_it_cannot_take_are_refused(shape: tuple[int, ...], model: ResNet18) -> None:
+    with pytest.raises(UserError, match=r"of 28 pixels a side and more, 0 to 255\ngot uint8 \("):
+        model(torch.zeros(shape, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 28, 28), (8, 512)])
