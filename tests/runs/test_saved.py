@@ -54,6 +54,22 @@ def test_content_of_another_kind_is_refused(content: Any, path: Path) -> None:
     assert refusal(path) == f"got {path}, which is something else"
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("example_input", 3), ("example_input", {"shape": [1, 28, 28]}), ("example_input", {"shape": 28, "dtype": "uint8"}),
+    ("example_input", {"shape": [1, -28, 28], "dtype": "uint8"}), ("example_input", {"shape": [1], "dtype": "nn"}),
+    ("example_input", {"shape": [3, 64_000, 64_000], "dtype": "float32"}),  # 48 GB
+    ("class_names", "abc"), ("class_names", [1, 2]), ("class_names", {"a": 1}),
+    ("mnist_lightning", 3), ("mnist_lightning", {"model": 3}), ("mnist_lightning", {"model": {"class_path": 3}}),
+    ("mnist_lightning", {"data": {"class_path": "a.B"}}),
+    ("mnist_lightning", {"model": {"class_path": "a.B", "init_args": [1]}}),
+    ("mnist_lightning", {"model": {"class_path": "a.B"}, "trainer": [1]}),
+], ids=str)  # fmt: skip
+def test_value_that_somebody_edited_is_refused(key: str, value: Any, path: Path) -> None:
+    torch.save({**CONTENT, key: value}, path)
+    with pytest.raises(UserError, match=f"^expected a valid {key} in the checkpoint\ngot {path}: "):
+        Saved(path)
+
+
 def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")  # as if its tensors lay there
