@@ -5,15 +5,19 @@ python -m benchmarks.lesson run --mnist DATA_DIR   run the listings on MNIST: it
 python -m benchmarks.lesson links                  the line numbers of the links into the package
 python -m benchmarks.lesson notebooks              docs/tutorial*.ipynb
 
-A page's fenced blocks: `python` is run in order in one namespace; `py` is an exercise's solution and is run in a copy
-of it; `text` after either is what was printed, to the last digit; `text trained` depends on training, and `text rough`
-on a training that goes another way on another processor, so their decimals agree within TOLERANCES; `text mnist` is
-MNIST's output; `console` holds commands after "$ " and what they print.
+A page's fenced blocks: `python` is run in order in one namespace; `python figure` draws, and is folded; `python words`
+is the one block that each page has of its own: it defines `save`, which puts a figure's words into the page's language.
+`py` is an exercise's solution and is run in a copy of the namespace. `text` after either is what was printed, to the
+last digit; `text trained` depends on training, and `text rough` on a training that goes another way on another
+processor, so their decimals agree within TOLERANCES; `text mnist` is MNIST's output. `console` holds commands after
+"$ " and what they print; `console later` is not run.
 """
 
 import argparse
+import base64
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -23,19 +27,47 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "docs/tutorial.md", ROOT / "docs/tutorial.zh-CN.md")
+FIGURES = ("lesson", "lesson.zh-CN")  # the pages' folders in docs/images/
 # Of decimals that depend on training: absolute, and as a share of the page's number.
 TOLERANCES = {"trained": (0.05, 0.03), "rough": (0.1, 0.2)}
 
 FENCE = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([\w/]+\.py)#L(\d+)\)")
+FOLD = re.compile(r"^<details><summary>.*?</summary>\n\n(.*?)^</details>\n", re.MULTILINE | re.DOTALL)
+DRAWN = re.compile(r"^!\[(.*)\]\((images/.*\.png)\)\n\n(<details>.*\n\n```python figure)\n", re.MULTILINE)
+LISTING = re.compile(
+    r"^```(?P<kind>py|python|python words|python figure (?P<picture>[^\n]*))\n(?P<code>.*?)^```\n"
+    r"(\n```text( trained| rough)?\n(?P<printed>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+# What a notebook hides of a cell; of a figure its source as well.
+HIDDEN: dict[str, tuple[str, ...]] = {"py": ("source", "outputs"), "python": (), "python words": ("source",)}
+
+# The first cell of a notebook.
+SETUP = """\
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+if os.path.basename(os.getcwd()) == "docs":
+    os.chdir("..")  # the project's folder: its data/ is used, and the commands below are typed there
+needed = {"torch": "torch", "torchvision": "torchvision", "lightning": "lightning", "sklearn": "scikit-learn",
+          "matplotlib": "matplotlib"}
+missing = [package for module, package in needed.items() if find_spec(module) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+"""
 
 
 class Block(NamedTuple):
     language: str
-    kind: str  # the second word of the fence: trained, rough, mnist or nothing
+    kind: str  # the second word of the fence, or nothing
     content: str
     span: tuple[int, int]  # of the content in the page
 
@@ -70,6 +102,19 @@ class Lesson:
             os.chdir(here)
             plt.close("all")
         return out.getvalue()
+
+    def draw_in_chinese(self, figure: Block) -> None:
+        """Draws a figure once more, with the Chinese page's `save`, in lesson/zh-CN."""
+        (words,) = (block for block in blocks(PAGES[1].read_text()) if block.kind == "words")
+        mine, folder = dict(self.names), self.names["OUT"] / "zh-CN"
+        (self.folder / folder).mkdir(exist_ok=True)
+        try:
+            self.names["OUT"] = folder
+            self.run(words)
+            self.run(figure)
+        finally:
+            self.names.clear()
+            self.names.update(mine)
 
     def command(self, line: str) -> str:
         """What `python -m mnist_lightning ...` prints."""
@@ -117,9 +162,11 @@ def new_outputs(lesson: Lesson) -> list[str | None]:
         content = None
         if block.language in ("python", "py"):
             printed = lesson.run(block)
+            if block.kind == "figure":
+                lesson.draw_in_chinese(block)
         elif block.language == "text" and (block.kind == "mnist") == (lesson.source == "mnist"):
             content = printed
-        elif block.language == "console" and lesson.source == "digits":
+        elif block.language == "console" and block.kind != "later" and lesson.source == "digits":
             pairs = [(line, lesson.command(line) if is_ours(line) else text) for line, text in commands(block)]
             content = "".join(f"$ {line}\n{text}" for line, text in pairs)
         found.append(content)
@@ -144,10 +191,12 @@ def run(mnist: str | None) -> None:
         for page in PAGES:
             write_outputs(page, contents)
         # Most figures show what a reader without a network gets.
-        with_mnist = ("tutorial-digits.png", "tutorial-transfer-mnist.png")
-        for figure in sorted(Path(folder).glob("tutorial-*.png")):
-            if (figure.name in with_mnist) == (mnist is not None):
-                shutil.copy(figure, ROOT / "docs/images")
+        with_mnist = ("digits.png", "transfer-mnist.png")
+        for made, kept in zip(("lesson", "lesson/zh-CN"), FIGURES, strict=True):
+            for figure in sorted(Path(folder, made).glob("*.png")):
+                if (figure.name in with_mnist) == (mnist is not None):
+                    few_colours = Image.open(figure).convert("RGB").quantize(128)
+                    few_colours.save(ROOT / "docs/images" / kept / figure.name, optimize=True)
 
 
 def link_lines() -> None:
@@ -164,18 +213,48 @@ def link_lines() -> None:
         page.write_text(LINK.sub(found, page.read_text()))
 
 
-def notebook(page: Path) -> str:
-    """The notebook of a page as JSON, without outputs; cells are numbered: the same page gives the same file."""
-    import jupytext
+def solution_last(fold: re.Match[str]) -> str:
+    """A fold's prose, folded, and then its listings, which a notebook runs."""
+    listings = "\n".join(listing[0] for listing in LISTING.finditer(fold[1]))
+    if "```python" in listings:
+        return listings
+    return fold[0].replace(fold[1], LISTING.sub("", fold[1]).strip() + "\n\n") + "\n" + listings
 
-    cells = jupytext.reads(page.read_text(), fmt="md")
-    cells.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
+
+def notebook(page: Path) -> str:
+    """The notebook of a page, JSON: what the page prints and shows are outputs, what it folds are hidden cells."""
+    text = DRAWN.sub(r"*\1*\n\n\3 \2\n", page.read_text())
+    text = FOLD.sub(solution_last, text)
+    cells: list[dict[str, Any]] = []
+    place = 0
+    for listing in LISTING.finditer(text):
+        cells.append({"cell_type": "markdown", "metadata": {}, "source": text[place : listing.start()].strip()})
+        place = listing.end()
+        outputs: list[dict[str, Any]] = []
+        if listing["printed"]:
+            outputs.append({"name": "stdout", "output_type": "stream", "text": listing["printed"]})
+        if listing["picture"]:
+            png = base64.b64encode((page.parent / listing["picture"]).read_bytes()).decode()
+            outputs.append({"data": {"image/png": png}, "metadata": {}, "output_type": "display_data"})
+        hidden = {f"{part}_hidden": True for part in HIDDEN.get(listing["kind"], ("source",))}
+        cells.append(code_cell(listing["code"].rstrip(), outputs, {"jupyter": hidden} if hidden else {}))
+    cells.append({"cell_type": "markdown", "metadata": {}, "source": text[place:].strip()})
+    cells.insert(1, code_cell(SETUP.rstrip(), [], {}))
+    numbered = [{"id": f"cell-{n}", **cell} for n, cell in enumerate(cells) if cell["source"]]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    content = {"cells": numbered, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def code_cell(code: str, outputs: list[dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": metadata,
+        "outputs": outputs,
+        "source": code,
     }
-    for number, cell in enumerate(cells.cells):
-        cell["id"] = f"cell-{number}"
-    return jupytext.writes(cells, fmt="ipynb") + "\n"
 
 
 def main() -> None:
