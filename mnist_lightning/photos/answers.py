@@ -71,6 +71,8 @@ def write_and_print(
         values.append(p)
         for column, cell in zip(columns.values(), (name, label, *guesses, remark), strict=True):
             column.append(cell)
+    answered = zip(columns["label"], columns["predicted"], strict=True)
+    right = [label == predicted for label, predicted in answered if label and predicted]
     if not any(columns["label"]):
         del columns["label"]
     # Written first: the table may go to a pipe that closes early.
@@ -79,6 +81,8 @@ def write_and_print(
         with write_whole(sheet) as file:
             save(contact_sheet(images, captions), file)
     print_table(printed)
+    if right:
+        print(f"Accuracy       {100 * sum(right) / len(right):.2f} % of {len(right):,} whose class is known")
     return len(images) == len(pictures)
 
 

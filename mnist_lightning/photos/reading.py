@@ -38,9 +38,11 @@ def formats() -> list[str]:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """How the names of such files end, in lower case: .jpg, .png, ..."""
+    """How the names of pictures end, in lower case: .jpg, .png, ...; also .heic, which Pillow can't read: such pictures
+    are to be named as unreadable, not passed over."""
     known = set(formats())
-    return frozenset(suffix.lower() for suffix, name in Image.registered_extensions().items() if name in known)
+    read = {suffix.lower() for suffix, name in Image.registered_extensions().items() if name in known}
+    return frozenset(read | {".heic", ".heif"})
 
 
 class Found(NamedTuple):

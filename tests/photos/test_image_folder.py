@@ -225,10 +225,11 @@ def test_what_is_left_out_is_named_once_and_counted(
         loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
         assert sum(len(labels) for loader in loaders for _, labels in loader) == 48
     lines = capsys.readouterr().err.splitlines()
-    assert "Passed over: 4 files that are no pictures, or of no class (2 .heic, 1 no suffix, 1 .png)" in lines
+    assert "Passed over: 2 files that are no pictures, or of no class (1 no suffix, 1 .png)" in lines
     assert sum("ants/000.png: can't be read: " in line for line in lines) == 1
-    assert sum("bees/000.png: no picture that Pillow reads" in line for line in lines) == 1
-    assert sum(line.startswith("  ") for line in lines) == 2
+    for name in ("000.png", "a.HEIC", "b.heic"):
+        assert sum(f"bees/{name}: no picture that Pillow reads" in line for line in lines) == 1
+    assert sum(line.startswith("  ") for line in lines) == 4
 
 
 def test_copies_of_training_pictures_among_the_others_are_named(
@@ -321,21 +322,23 @@ def test_answers_go_to_a_table_the_screen_and_a_contact_sheet(
     paint(tmp_path / "new", ["=1+1.png", "broken.png"], (250, 0, 0))
     (tmp_path / "new" / "broken.png").write_text("hello")
     paint(tmp_path / "new" / "bees", ["b.png"], (0, 0, 250))
+    paint(tmp_path / "new" / "ants", ["a.png"], (0, 250, 0))
     sheet, table = tmp_path / "new" / "seen.png", tmp_path / "predictions.csv"
     for _ in range(2):  # the second time it replaces its own sheet, and doesn't classify it
         data = ready(tmp_path / "new", "predict", save_seen=str(sheet))
-        assert sum(len(images) for images in data.predict_dataloader()) == 2
-        assert not data.tell(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), table, ["ants", "bees"])
-    first, bee, unread = rows(table)
+        assert sum(len(images) for images in data.predict_dataloader()) == 3
+        assert not data.tell(torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]]), table, ["ants", "bees"])
+    first, ant, bee, unread = rows(table)
     told = {"label": "", "predicted": "ants", "second": "bees", "remark": "", "pants": "0.900000", "pbees": "0.100000"}
     assert first == {"file": "'=1+1.png", **told}
     assert (bee["file"], bee["label"], bee["predicted"]) == ("bees/b.png", "bees", "ants")
     assert unread["file"] == "broken.png" and "no picture that Pillow reads" in unread["remark"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == "=1+1.png ants 90.0 % bees (10.0 %)".split()
-    assert lines[2].endswith("it is bees")
+    assert lines[2].split() == "ants/a.png ants 70.0 % bees (30.0 %)".split() and lines[3].endswith("it is bees")
+    assert lines[5] == "Accuracy       50.00 % of 2 whose class is known"
     with Image.open(sheet) as picture:
-        assert picture.getpixel((60, 60)) == (250, 0, 0) and picture.getpixel((180, 60)) == (0, 0, 250)
+        assert [picture.getpixel((x, 60)) for x in (60, 180, 300)] == [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
 
 
 # ---- Refusals
