@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from mnist_lightning.convnet import ConvNet
     from mnist_lightning.data import MNISTDataModule
     from mnist_lightning.photos import ImageFolder, Photos
+    from mnist_lightning.photos.classify import load_model
     from mnist_lightning.resnet import ResNet18
-    from mnist_lightning.runs.saved import load_model
 
 __version__ = "0.2.0"
 __all__ = ["ConvNet", "DigitClassifier", "ImageFolder", "MNISTDataModule", "Photos", "ResNet18", "load_model"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
         "MNISTDataModule": "data",
         "Photos": "photos",
         "ResNet18": "resnet",
-        "load_model": "runs.saved",
+        "load_model": "photos.classify",
     }
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

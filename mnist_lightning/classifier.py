@@ -4,6 +4,7 @@ B = batch size, C = classes. Images are uint8 (B, 1, 28, 28), labels int64 (B,),
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class DigitClassifier(LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.label_smoothing, self.num_classes = label_smoothing, num_classes or 10
         self.trained_with = ""  # the optimizer's class
+        self._classify: Callable[[DigitClassifier, Any], Any] | None = None
         # validate_args=False: a check of every batch's labels would take as long as the metric itself
         metric: dict[str, Any] = {"num_classes": self.num_classes, "average": "micro", "validate_args": False}
         self.val_acc, self.test_acc = MulticlassAccuracy(**metric), MulticlassAccuracy(**metric)
@@ -81,6 +83,24 @@ class DigitClassifier(LightningModule):
         images, *labels = batch if isinstance(batch, (tuple, list)) else [batch]
         probabilities = self(images).softmax(dim=1)  # (B, C)
         return {"probabilities": probabilities} | ({"labels": labels[0]} if labels else {})
+
+    def classify(self, pictures: Any) -> Any:
+        """Each class's name with its probability, the likeliest first, of a picture; of a list of them a list.
+
+        Args:
+            pictures: a path, a PIL image, or an array, uint8 (H, W) or (H, W, 3); or a list of such.
+
+        Raises:
+            UserError: it is no picture, or the model isn't `load_model`'s, or its checkpoint says nothing of its data.
+        """
+        if self._classify is None:
+            expected = "a model from load_model, of a run of `fit`, or trained on an ImageFolder or MNISTDataModule"
+            raise UserError(expected, f"another {type(self).__name__}", "call it with a tensor of images.")
+        return self._classify(self, pictures)
+
+    def classify_with(self, classify: "Callable[[DigitClassifier, Any], Any]") -> None:
+        """Takes what `classify` calls, with the model and the pictures: how they are read isn't the model's matter."""
+        self._classify = classify
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """What the optimizer trains, and each group's learning rate as a share of the one that was asked for."""

@@ -38,6 +38,16 @@ class Features:
         return Features(self.values[index], self.layers)
 
 
+class Standardised(nn.BatchNorm1d):
+    """BatchNorm1d for features (B, D). One that is alone in its batch, as the last of an epoch may be, has no variance:
+    it is standardised by the running statistics."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and len(features) == 1:
+            return F.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(features)
+
+
 class PretrainedClassifier(DigitClassifier):
     """Base of the pretrained models: a subclass says how wide its features are, and defines `build`, `layers` and
     `imagenet`; where other weights ask for other pixels, `prepare`, too.
@@ -84,7 +94,7 @@ class PretrainedClassifier(DigitClassifier):
         self.trainable_layers, self.backbone_lr_factor = trainable_layers, backbone_lr_factor
         self.has_weights = False
         self.backbone: Any = self.build()  # whose layers have names of their own
-        self.norm = nn.BatchNorm1d(self.width, affine=False) if normalize_features else nn.Identity()
+        self.norm = Standardised(self.width, affine=False) if normalize_features else nn.Identity()
         self.head = nn.Linear(self.width, self.num_classes)
         self.to(memory_format=torch.channels_last)  # faster on CPUs; the values are the same
         self.train_layers(trainable_layers)

@@ -24,7 +24,7 @@ import pytest
 import torch
 from foreign_project.letters import write_letters
 from lightning.pytorch import Trainer
-from running import READER, RUN, SHORT, Fit, fit
+from running import READER, RUN, SHORT, Fit, fit, write_pictures
 from torchvision.models import resnet18
 
 from mnist_lightning import data, sources
@@ -111,6 +111,24 @@ def convnet(convnet_fit: Fit, folder: Path) -> Path:
 def resnet(resnet_fit: Fit, folder: Path) -> Path:
     shutil.copytree(resnet_fit.root, folder, dirs_exist_ok=True)
     return Path("lightning_logs", "ResNet18-digits", "version_0")
+
+
+@pytest.fixture(scope="session")
+def pictures_fit(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """A fit on pictures of two classes, of which two are broken: photos/ lies beside lightning_logs."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_pictures(root / "photos")
+    settings = ("--data.path", "photos", "--data.size", 32, "--model.weights", "none", "--model.optimizer.lr", 0.1)
+    with redirect_stderr(io.StringIO()) as error:
+        fitted = fit(root, "--model", "ResNet18", "--data", "ImageFolder", *settings, "--trainer.max_epochs", 2)
+    return fitted._replace(out=error.getvalue() + fitted.out)
+
+
+@pytest.fixture
+def pictures(pictures_fit: Fit, folder: Path) -> Path:
+    """Its run; photos/ and lightning_logs are in the current folder."""
+    shutil.copytree(pictures_fit.root, folder, dirs_exist_ok=True)
+    return Path("lightning_logs", "ResNet18", "version_0")
 
 
 @pytest.fixture(scope="session")

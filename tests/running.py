@@ -11,11 +11,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
@@ -97,6 +99,22 @@ class At(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
             self.action(trainer)
+
+
+def write_pictures(folder: Path) -> None:
+    """20 pictures of each of two classes, red and blue, as people have them: of all sizes and modes, turned, broken."""
+    generator = np.random.default_rng(0)
+    for name, colour in (("ants", (200, 40, 40)), ("bees", (40, 40, 200))):
+        (folder / name).mkdir(parents=True)
+        (folder / name / ".DS_Store").write_bytes(b"Bud1")
+        (folder / name / "broken.jpg").write_bytes(b"hello")
+        for i in range(20):
+            size = *generator.integers(35, 90, 2), 3
+            pixels = np.clip(generator.normal(colour, 20, size), 0, 255).astype(np.uint8)
+            exif = Image.Exif()
+            exif[0x0112] = 1 + i % 8  # how the camera was held
+            picture = Image.fromarray(pixels).convert(("RGB", "RGB", "RGBA", "P", "L")[i % 5])
+            picture.save(folder / name / f"{i:02}.{'png' if picture.mode in ('RGBA', 'P') else 'jpg'}", exif=exif)
 
 
 def fit(root: Path, *args: object) -> Fit:

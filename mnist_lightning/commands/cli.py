@@ -34,7 +34,7 @@ from mnist_lightning.commands.parser import (
     options_of,
 )
 from mnist_lightning.commands.predict import Predict
-from mnist_lightning.commands.refusals import built, typed
+from mnist_lightning.commands.refusals import built, typed, untrusted
 from mnist_lightning.commands.settings import look_ahead, of_a_stranger, settings_of
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
@@ -162,7 +162,9 @@ class CLI(LightningCLI):
             path = find_checkpoint(ahead.ckpt_path, Path(ahead.root), model)
             saved = Saved(path)
             saved_settings = settings_of(saved, resuming=ahead.subcommand == "fit")
-            self.set_defaults(ahead.subcommand, self.trusted(saved, saved_settings, ahead.ckpt_path))
+            trusted = self.trusted(saved, saved_settings, ahead.ckpt_path)
+            refuse(untrusted(saved, saved_settings.keys() - trusted - ahead.named))
+            self.set_defaults(ahead.subcommand, trusted)
         try:
             self.config = parser.parse_args([in_full_names(word) for word in self.words])
         except (ParserError, UnicodeDecodeError) as error:

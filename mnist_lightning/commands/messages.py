@@ -96,8 +96,8 @@ def kind(message: str) -> str:
 
 # ---- Exceptions
 
-OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "jsonargparse", "__main__"}
-OURS |= {"tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
+OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "jsonargparse"}
+OURS |= {"__main__", "tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
 REFUSING = (
     *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
     "multiprocessing.",  # what it can't send to a process

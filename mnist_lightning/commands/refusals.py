@@ -25,11 +25,19 @@ from mnist_lightning.commands.parser import class_of
 from mnist_lightning.errors import Reason
 from mnist_lightning.photos import Photos
 from mnist_lightning.runs.classes import named_classes
-from mnist_lightning.runs.saved import MNIST_EXAMPLE
+from mnist_lightning.runs.saved import MNIST_EXAMPLE, Saved
 
 ALONE: dict[str, Any] = {  # settings of the Trainer that looking for a learning rate makes itself
     "fast_dev_run": False, "accumulate_grad_batches": 1, "overfit_batches": 0, "max_steps": -1, "max_time": None,
 }  # fmt: skip
+
+
+def untrusted(saved: Saved, left_out: Iterable[str]) -> Iterator[Reason]:
+    """Classes of a checkpoint from elsewhere that nobody has named: without them it means nothing."""
+    for key in sorted({"model", "data"} & set(left_out), reverse=True):
+        path = saved.settings.get(key, {}).get("class_path", saved.class_path)
+        remedy = f"if you trust the file, name its class: --{key} {path}."
+        yield "a checkpoint of classes that are known here", f"{saved.path}, of {path}", remedy
 
 
 def typed(command: Command) -> Iterator[Reason]:
@@ -97,8 +105,6 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
         same = now["class_path"] == then["class_path"] or is_class(then["class_path"], class_of(now["class_path"]))
         if not same and (key == "model" or resuming):
             remedy = f"leave out --{key}, or change it."
-            if then["class_path"].rpartition(".")[0] not in sys.modules:  # of a file from elsewhere
-                remedy = f"if you trust the file, name its class: --{key} {then['class_path']}."
             yield f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", remedy
         for name, value in now.get("init_args", {}).items() if same else ():
             was = (then.get("init_args") or {}).get(name, value)

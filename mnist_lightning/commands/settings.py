@@ -29,6 +29,7 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
         found, rest = scan.parse_known_args(typed)
     except argparse.ArgumentError:  # an option without its value: the real parser says so
         found, rest = scan.parse_known_args([])
+    found.named = {key for key in ("model", "data") if vars(found)[key]}  # whose class is named
     found.subcommand = next((word for word in rest if not word.startswith("-")), "")
     for path in found.config:
         config = read_config(Path(path))
@@ -37,6 +38,7 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
         trainer = config.get("trainer") or {}
         if not isinstance(trainer, dict):
             raise UserError(f"settings below trainer: in {path}", str(trainer), "for example max_epochs: 3.")
+        found.named |= {key for key in ("model", "data") if config.get(key)}
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
         found.root = found.root or trainer.get("default_root_dir")
     found.root = str(Path(found.root or ".").expanduser())

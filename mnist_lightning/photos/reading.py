@@ -127,26 +127,32 @@ def no_doubts() -> Iterator[None]:
 
 
 def read_square(file: Path, size: int) -> Tensor:
-    """The middle of the picture in a file, upright, in colour, on white: uint8 (3, S, S).
-
-    Its short side is brought to 256/224 of S, with antialiasing, and the square in the middle cut out, in one step.
+    """`square` of the picture in a file.
 
     Raises:
         NoPicture: there is none in it; the message says why.
     """
     with opened(file) as picture:
-        side = 2 * math.ceil(size * MARGIN)
-        picture.draft(None, (side, side))  # a JPEG is decoded at a half, quarter or eighth of its size, much faster
-        ImageOps.exif_transpose(picture, in_place=True)
-        picture = to_colour(picture)
-        kept = min(picture.size) / MARGIN
-        pixel = kept / size  # whole ones are left out at the top and the left: a half would blur
-        left, top = (round((length - kept) / 2 / pixel) * pixel for length in picture.size)
-        box = left, top, left + kept, top + kept
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
-        if picture.mode == "RGBA":
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return square(picture, size)
+
+
+def square(picture: Image.Image, size: int) -> Tensor:
+    """The middle of a picture, upright, in colour, on white: uint8 (3, S, S). The picture is changed.
+
+    Its short side is brought to 256/224 of S, with antialiasing, and the square in the middle cut out, in one step.
+    """
+    side = 2 * math.ceil(size * MARGIN)
+    picture.draft(None, (side, side))  # a JPEG is decoded at a half, quarter or eighth of its size, much faster
+    ImageOps.exif_transpose(picture, in_place=True)
+    picture = to_colour(picture)
+    kept = min(picture.size) / MARGIN
+    pixel = kept / size  # whole ones are left out at the top and the left: a half would blur
+    left, top = (round((length - kept) / 2 / pixel) * pixel for length in picture.size)
+    box = left, top, left + kept, top + kept
+    picture = picture.resize((size, size), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def to_colour(picture: Image.Image) -> Image.Image:

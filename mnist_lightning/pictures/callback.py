@@ -28,7 +28,8 @@ EMBEDDED = 1000  # test images in the projector
 
 class Pictures(Callback):
     """Draws under `pictures/`: training images, the first convolution's filters, an image's feature maps; of validation
-    and test the confusion matrix, each class's accuracy and the most confident mistakes; the graph and the projector.
+    and test the confusion matrix, the precision and recall of each class, and the most confident mistakes; the graph
+    and the projector.
 
     Args:
         step: where the pictures of a test or validation stand in TensorBoard; the default is the Trainer's step.
@@ -180,7 +181,7 @@ class Pictures(Callback):
         writer, width = writer_of(trainer), 4 if answers.short_names else 5  # inches of 100 pixels
         for name, draw, height in (
             ("confusion matrix", figures.draw_confusion, width),
-            ("accuracy by class", figures.draw_classes, 0.7 * width),
+            ("precision and recall", figures.draw_classes, 0.7 * width),
             ("mistakes", figures.draw_mistakes, 1.2 * width),
         ):
             if writer is not None and (answers.mistakes or name != "mistakes"):

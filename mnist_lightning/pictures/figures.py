@@ -1,4 +1,4 @@
-"""The drawings: grids of images, the confusion matrix, accuracy by class, the mistakes, the curves, report.png.
+"""The drawings: grids of images, the confusion matrix, each class's precision and recall, mistakes, curves, report.png.
 
 B = batch size, C = classes, K = channels of an image, 1 or 3.
 """
@@ -123,16 +123,19 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 def report(path: Path, answers: Answers | None, rows: list[dict[str, float]]) -> None:
     """Writes the curves of metrics.csv's rows, and below them what the answers show, as a PNG."""
-    heights = [4.0] if answers is None else [4.0, 6.5]
+    rows_of_axes, heights = [["loss", "metric"]], [4.0]
+    if answers is not None:
+        rows_of_axes, heights = [*rows_of_axes, ["confusion", "mistakes"], ["classes"] * 2], [4.0, 6.5, 2.8]
     sheet = figure(11, sum(heights))
-    loss, metric, *below = sheet.subplots(len(heights), 2, height_ratios=heights).ravel()
+    axes = sheet.subplot_mosaic(rows_of_axes, height_ratios=heights)
     measured = {name.split("/")[1] for row in rows for name in row if name.startswith(("val/", "test/"))}
     others = sorted(name for name in measured if not name.startswith("loss"))
-    draw_curves(loss, rows, "loss")
-    draw_curves(metric, rows, "acc" if "acc" in others or not others else others[0])
+    draw_curves(axes["loss"], rows, "loss")
+    draw_curves(axes["metric"], rows, "acc" if "acc" in others or not others else others[0])
     if answers is not None:
-        draw_confusion(below[0], answers)
-        draw_mistakes(below[1], answers)
+        draw_confusion(axes["confusion"], answers)
+        draw_mistakes(axes["mistakes"], answers)
+        draw_classes(axes["classes"], answers)
     with write_whole(path) as file:
         sheet.savefig(file, format="png", dpi=100)
 
@@ -177,14 +180,24 @@ def draw_confusion(axes: Any, answers: Answers) -> None:
 
 
 def draw_classes(axes: Any, answers: Answers) -> None:
-    shares = (100 * answers.counts.diagonal() / answers.counts.sum(1)).tolist()
-    seen = [share for share in shares if not math.isnan(share)]  # a class may have no images
-    bars = axes.bar(range(len(shares)), shares, color="steelblue")
-    if len(shares) <= LABELLED:
-        shown = ["" if math.isnan(share) else f"{share:.1f}" for share in shares]
-        axes.bar_label(bars, shown, fontsize=8 if len(shares) <= 10 else 6)
+    """The precision of each class, the share of what was classified as it that is right, and its recall, the share of
+    its images that were found."""
+    right, classes = answers.counts.diagonal(), len(answers.names)
+    lowest = 100.0
+    for side, name, of, colour in ((-0.2, "precision", 0, "lightsteelblue"), (0.2, "recall", 1, "steelblue")):
+        shares = (100 * right / answers.counts.sum(of)).tolist()
+        bars = axes.bar([label + side for label in range(classes)], shares, 0.4, color=colour, label=name)
+        if classes <= LABELLED:
+            shown = ["" if math.isnan(share) else f"{share:.3g}" for share in shares]
+            size, rotation = 8 if classes <= 10 else 6, 0 if classes <= 5 else 90
+            axes.bar_label(bars, shown, fontsize=size, rotation=rotation, padding=2)
+        lowest = min([lowest, *(share for share in shares if not math.isnan(share))])  # a class may have no images
     label_classes(axes.xaxis, answers.names, rotation=90)
-    axes.set(ylim=(max(0, min(seen, default=0) - 5), 103), ylabel="accuracy, %")
+    bottom = max(0, lowest - 5)
+    axes.set(ylim=(bottom, 100 + (100 - bottom) / 4), ylabel="%")
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
+    axes.set_title(f"Accuracy {100 * int(right.sum()) / int(answers.counts.sum()):.2f} %", fontsize=10, loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
 
 
 def label_classes(axis: Any, names: list[str], rotation: int = 0) -> None:

@@ -44,6 +44,11 @@ class Example(NamedTuple):
     def torch_dtype(self) -> torch.dtype:
         return vars(torch)[self.dtype]
 
+    @property
+    def is_square_in_colour(self) -> bool:
+        """As ImageFolder gives pictures: uint8 (3, S, S)."""
+        return self.dtype == "uint8" and self.shape == (3, *self.shape[-1:] * 2)
+
 
 MNIST = {"shape": [1, 28, 28], "dtype": "uint8"}
 MNIST_EXAMPLE = Example((1, 28, 28), "uint8")
@@ -78,8 +83,9 @@ class Saved:
         if not (self.settings or self.class_path) or not isinstance(self.content.get("state_dict"), dict):
             raise UserError(EXPECTED, f"{path}, which is something else", REMEDY)
         self.state_dict: dict[str, Any] = self.content["state_dict"]
-        self.class_names: list[str] = self._get("class_names", [], is_list_of_names)
-        example = self._get("example_input", MNIST, is_example)
+        names, seen = self._pictures()
+        self.class_names: list[str] = self._get("class_names", names, is_list_of_names)
+        example = self._get("example_input", seen, is_example)
         self.example = Example(tuple(example["shape"]), example["dtype"])
 
     @property
@@ -105,6 +111,12 @@ class Saved:
     @property
     def data_hyperparameters(self) -> dict[str, Any]:
         return public(self.content.get("datamodule_hyper_parameters"))
+
+    @property
+    def data_name(self) -> str:
+        """The datamodule's class; "" if it is unknown."""
+        named = (self.settings.get("data") or {}).get("class_path", "").rpartition(".")[2]
+        return named or next((name for name in ("ImageFolder", "MNISTDataModule") if name in self.content), "")
 
     @property
     def is_of_its_run(self) -> bool:
@@ -153,21 +165,19 @@ class Saved:
             got = f"{self.path}, of {self.class_path}: {' '.join(reason[:2])}"
             raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error
 
+    def _pictures(self) -> tuple[list[str], dict[str, Any]]:
+        """The classes and the form of an ImageFolder's pictures, also after a fit from Python; else MNIST's form."""
+        state, size = self.content.get("ImageFolder"), self.data_hyperparameters.get("size")
+        names: Any = state.get("class_names") if isinstance(state, dict) else None
+        seen: dict[str, Any] = {"shape": [3, size, size], "dtype": "uint8"}
+        return (list(names), seen) if is_list_of_names(names) and is_example(seen) else ([], MNIST)
+
     def _get(self, key: str, default: Any, valid: Any) -> Any:
         """A value that somebody may have edited."""
         value = self.content.get(key, default)
         if value is not default and not valid(value):
             raise UserError(f"a valid {key} in the checkpoint", f"{self.path}: {value!r}"[:300], REMEDY)
         return value
-
-
-def load_model(path: str | os.PathLike[str]) -> DigitClassifier:
-    """The model of a checkpoint, of the class and with the settings that it was trained with: on the CPU, in eval mode.
-
-    Raises:
-        UserError: there is no such file, it isn't a checkpoint of a DigitClassifier, or its class has changed since.
-    """
-    return Saved(path).model()
 
 
 @dataclass

@@ -9,6 +9,8 @@ import torch
 from running import ON_640, THE_DIGITS, Fit, accuracy, command, files, last, points, refused, run
 from torchvision.models import resnet18
 
+from mnist_lightning.commands.evaluate import say_results
+
 QUICK = ("--pictures", "false")
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -23,6 +25,18 @@ def test_validate_gives_the_accuracy_that_the_epoch_had(convnet: Path) -> None:
     out = command("validate", "--ckpt_path", "last", *QUICK)
     assert accuracy(out) == f"{100 * points(convnet, 'val/acc')[1]:.2f}"
     assert "on the 120 validation images of scikit-learn's digits, not MNIST" in out
+
+
+def test_pictures_are_split_and_tested_as_in_their_fit(pictures: Path, pictures_fit: Fit) -> None:
+    (line,) = re.findall("^Test accuracy .*$", pictures_fit.out, re.MULTILINE)
+    assert command("test", "--ckpt_path", "best", *QUICK).splitlines() == [line, f"Run            {pictures}"]
+
+
+def test_whatever_else_a_model_measures_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for results in ({"test/acc": 0.5, "test/loss": 1.0, "test/f1": 0.25}, {"test/loss": 1.0}, {}):
+        say_results(results, "test", "9 images")
+    said = "Test accuracy  50.00 % on 9 images\nTest           test/f1 0.2500\n"
+    assert capsys.readouterr().out == f"{said}Test           test/loss 1.0000\nTest           not measured\n"
 
 
 def test_test_works_from_another_folder(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import lightning
 import pytest
 import torch
 from running import command
+from scipy.special import softmax
 from torch import Tensor, nn
 
+import mnist_lightning
 from mnist_lightning import ConvNet, DigitClassifier, __version__, load_model
 from mnist_lightning.commands import export
 from mnist_lightning.commands.cli import run
+from mnist_lightning.photos.reading import read_squares
 from mnist_lightning.sources import load_digits
 
 needs_extra = pytest.mark.skipif(
@@ -62,13 +66,16 @@ def test_file_answers_as_the_checkpoint_and_says_what_it_is(
 ) -> None:
     checkpoint, output = request.getfixturevalue(name) / "checkpoints" / "best.ckpt", Path(f"model{suffix}")
     said = command("export", "--ckpt_path", checkpoint, "--output", output)
-    assert "of 1,000 images (scikit-learn's digits) classified the same" in said
+    assert re.search(r" of 1,000 images \(scikit-learn's digits\) classified the same, (as \d+ of 10|all as)", said)
+    for place in (Path(mnist_lightning.__file__).parents[1], Path(torch.__file__).parent, Path.cwd()):
+        assert bytes(place) not in output.read_bytes()  # a folder of this machine
     model = load_model(checkpoint)
     for batch in load_digits().test.images[:34].split([1, 33]):  # the batch size is free
         if suffix == ".onnx":
             import onnxruntime
 
             session = onnxruntime.InferenceSession(str(output))
+            assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
             logits = torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
             said = session.get_modelmeta().custom_metadata_map
         elif suffix == ".pt2":
@@ -105,13 +112,38 @@ def test_model_of_other_images_and_classes_is_exported_as_its_checkpoint_says(
     model: DigitClassifier, more: dict[str, Any], check: str, input: str, classes: list[str], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    if isinstance(model, Colours):
+        nn.init.zeros_(model.head.weight)  # it answers the same for all
+        nn.init.eye_(model.head.bias.data[None])
     export.export(save(model, tmp_path / "a.ckpt", **more), str(tmp_path / "model.pt2"))
-    assert f"of 1,000 images ({check}) classified the same" in capsys.readouterr().out
+    spread = f"all as {classes[0]}, " if isinstance(model, Colours) else "as "
+    assert f"of 1,000 images ({check}) classified the same, {spread}" in capsys.readouterr().out
     extra = {"metadata.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=extra)
     said = json.loads(extra["metadata.json"])
     assert said["input"] == input and said["output"] == f"logits (B, {len(classes)})"
     assert json.loads(said["classes"]) == classes
+
+
+@needs_extra
+def test_file_of_a_model_of_pictures_is_checked_on_them_and_answers_as_the_checkpoint(pictures: Path) -> None:
+    import onnxruntime
+
+    said = command("export", "--ckpt_path", "best", "--output", "model.onnx")
+    assert "6 of 6 images (of its test pictures) classified the same, as 2 of 2 classes" in said
+    session = onnxruntime.InferenceSession("model.onnx")
+    files = sorted(Path("photos").glob("*/[0-9]*"))
+    images, _ = read_squares(files, 32)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    answers = load_model(pictures / "checkpoints" / "best.ckpt").classify(files)
+    for answer, p in zip(answers, softmax(logits, 1), strict=True):
+        assert answer == pytest.approx({"ants": p[0], "bees": p[1]}, abs=1e-5)
+    told = session.get_modelmeta().custom_metadata_map
+    assert told["input"] == "uint8 images (B, 3, 32, 32), RGB, 0 to 255" and told["data"] == "ImageFolder"
+    assert (told["size"], told["resize"]) == ("32", "short side to 37 (256/224 of 32), centre crop")
+    Path("photos").rename("moved")
+    said = command("export", "--ckpt_path", "best", "--output", "model.safetensors")
+    assert "of 1,000 images (random in 0 to 255) classified the same" in said
 
 
 @pytest.mark.parametrize(("model", "message"), [

@@ -52,6 +52,15 @@ def test_it_ends_with_test_accuracy_run_dashboards_and_what_next(convnet_fit: Fi
     ]
 
 
+def test_fit_on_pictures_names_what_it_left_out_and_says_what_next(pictures_fit: Fit) -> None:
+    assert "Left out: 2 of the pictures, which can't be read" in pictures_fit.out
+    assert "  bees/broken.jpg: no picture that Pillow reads" in pictures_fit.out
+    number, *_, yours = pictures_fit.out.splitlines()[-4:]
+    assert re.fullmatch(r"Test accuracy  \S+ % on the 6 test pictures of ImageFolder", number)
+    assert float(accuracy(number)) > 80  # 50 by chance
+    assert yours.endswith("/best.ckpt --data ImageFolder --data.path PICTURE_OR_FOLDER")
+
+
 def test_it_says_how_many_parameters_it_trains(convnet_fit: Fit, resnet_fit: Fit) -> None:
     assert "421,642 trainable of 421,642 parameters" in convnet_fit.out.splitlines()
     assert "5,130 trainable of 11,181,642 parameters" in resnet_fit.out.splitlines()

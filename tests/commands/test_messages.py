@@ -36,7 +36,7 @@ def test_callback_of_another_signature_keeps_its_traceback() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's, of the schedule
 @pytest.mark.parametrize(("typed", "message"), [
     ("--data.source digits --data.train_size 17 --data.batch_size 16 --model ResNet18 --model.weights none "
-     "--model.image_size 28 --model.normalize_features true",
+     "--model.image_size 28 --model.trainable_layers 1",
      "expected two images or more in each training batch got one change --data.batch_size"),
     ("--data running.Few --model.scheduler StepLR --model.scheduler.step_size 0",
      "expected settings that fit together got .*modulo by zero"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from running import Fit, accuracy, command, refused
+from running import Fit, accuracy, command, refused, rows, run
 
 from mnist_lightning import load_model
 from mnist_lightning.sources import load_digits
@@ -38,4 +38,20 @@ def test_photos_need_probabilities(folder: Path) -> None:
     ImageDraw.Draw(photo).line((30, 8, 30, 50), 0, 5)
     photo.save("p.png")
     said = refused("predict", "--ckpt_path", "best", "--data", "Photos", "--data.path", "p.png")
-    assert "{'probabilities': (B, C)} for Photos got Plain" in said
+    assert "{'probabilities': (B, C)} for pictures got Plain" in said
+
+
+def test_pictures_get_the_names_of_their_classes_and_what_cannot_be_read_ends_in_1(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("new").mkdir()
+    Image.new("RGBA", (300, 200), (40, 40, 200)).save("new/blue.png")
+    Path("new/broken.jpg").write_text("hello")
+    assert run("predict --ckpt_path best --data ImageFolder --data.path new".split()) == 1
+    blue, broken = rows(pictures / "predictions.csv")
+    assert list(blue) == ["file", "predicted", "second", "remark", "pants", "pbees"]
+    assert (blue["file"], blue["predicted"], blue["second"]) == ("blue.png", "bees", "ants")
+    assert (broken["file"], broken["predicted"]) == ("broken.jpg", "") and "no picture" in broken["remark"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["blue.png", "bees"]
+    answer = load_model(pictures / "checkpoints" / "best.ckpt").classify("new/blue.png")
+    assert answer == pytest.approx({name: float(blue[f"p{name}"]) for name in ("ants", "bees")}, abs=1e-6)

@@ -27,7 +27,7 @@ from mnist_lightning.pictures.figures import thumbnails
 from mnist_lightning.resnet import ResNet18
 
 LETTERS = [chr(ord("a") + label) for label in range(26)]
-ANSWERS = {"confusion matrix", "accuracy by class", "mistakes"}
+ANSWERS = {"confusion matrix", "precision and recall", "mistakes"}
 
 
 class Letters(LightningDataModule):
@@ -177,7 +177,7 @@ def test_what_is_left_out_is_said_once(
         "Pictures: no mistakes: the batches hold no images of one or three channels",
         "Pictures: no confusion matrix: test_step returns no logits",
     ]
-    assert tags(tmp_path) == {"val/confusion matrix", "val/accuracy by class"}
+    assert tags(tmp_path) == {"val/confusion matrix", "val/precision and recall"}
     assert set(pictures.answers) == {"val"}
 
 

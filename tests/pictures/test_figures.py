@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score
 from torch import Tensor, nn
 
 from mnist_lightning.convnet import MEAN, STD, ConvNet
@@ -99,10 +99,21 @@ def test_confusion_matrix_of_many_classes_has_colours_alone(classes: int, number
     assert axes.get_xlabel() == "classified as"
 
 
+def test_precision_and_recall_of_each_class_are_sklearns() -> None:
+    logits, labels, images = guesses(4, torch.rand(60, 1, 8, 8))
+    axes = figures.figure(4, 4).add_subplot()
+    figures.draw_classes(axes, answers_of(["a", "b", "c", "d"], logits, labels, images))
+    predicted = logits.argmax(1)
+    heights = [bar.get_height() / 100 for bar in axes.patches]
+    measured = [score(labels, predicted, average=None) for score in (precision_score, recall_score)]
+    assert heights == pytest.approx([*measured[0], *measured[1]])
+    assert axes.get_title("left") == f"Accuracy {100 * accuracy_score(labels, predicted):.2f} %"
+
+
 def test_class_without_images_has_no_bar() -> None:
     axes = figures.figure(4, 4).add_subplot()
     figures.draw_classes(axes, Answers(["cat", "dog", "cow"], torch.tensor([[3, 1, 0], [0, 0, 0], [0, 0, 2]]), []))
-    assert [text.get_text() for text in axes.texts] == ["75.0", "", "100.0"]
+    assert [text.get_text() for text in axes.texts] == ["100", "0", "100", "75", "", "100"]
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 7, 40])

@@ -184,7 +184,9 @@ def test_forward_goes_on_from_the_layer_that_features_have_passed(model: ResNet1
     torch.testing.assert_close(model(Features(values, len(model.layers))), expected)
 
 
-def test_normalized_features_have_mean_0_and_variance_1(weights: str, images: Tensor) -> None:
+def test_normalized_features_have_mean_0_and_variance_1_and_one_alone_the_running_ones(
+    weights: str, images: Tensor
+) -> None:
     model = ResNet18(weights, image_size=32, normalize_features=True)
     model.load_pretrained()
     with torch.no_grad():
@@ -193,6 +195,8 @@ def test_normalized_features_have_mean_0_and_variance_1(weights: str, images: Te
             features = layer(features)
         expected = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-5).sqrt()
         torch.testing.assert_close(model(images), model.head(expected))
+        alone = model(images[:1])
+        torch.testing.assert_close(alone, model.eval()(images[:1]))
 
 
 @pytest.mark.parametrize("shape", [(8, 2, 28, 28), (8, 1, 27, 40), (28, 28)])

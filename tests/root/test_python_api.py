@@ -17,8 +17,8 @@ from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.photos import ImageFolder, Photos
+from mnist_lightning.photos.classify import load_model
 from mnist_lightning.resnet import ResNet18
-from mnist_lightning.runs.saved import load_model
 
 pytestmark = pytest.mark.usefixtures("folder")
 
