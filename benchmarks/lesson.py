@@ -10,7 +10,7 @@ is the one block that each page has of its own: it defines `save`, which puts a 
 `py` is an exercise's solution and is run in a copy of the namespace. `text` after either is what was printed, to the
 last digit; `text trained` depends on training, and `text rough` on a training that goes another way on another
 processor, so their decimals agree within TOLERANCES; `text mnist` is MNIST's output. `console` holds commands after
-"$ " and what they print; `console later` is not run.
+"$ " and what they print.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def new_outputs(lesson: Lesson) -> list[str | None]:
                 lesson.draw_in_chinese(block)
         elif block.language == "text" and (block.kind == "mnist") == (lesson.source == "mnist"):
             content = printed
-        elif block.language == "console" and block.kind != "later" and lesson.source == "digits":
+        elif block.language == "console" and lesson.source == "digits":
             pairs = [(line, lesson.command(line) if is_ours(line) else text) for line, text in commands(block)]
             content = "".join(f"$ {line}\n{text}" for line, text in pairs)
         found.append(content)
@@ -248,13 +248,8 @@ def notebook(page: Path) -> str:
 
 
 def code_cell(code: str, outputs: list[dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "cell_type": "code",
-        "execution_count": None,
-        "metadata": metadata,
-        "outputs": outputs,
-        "source": code,
-    }
+    cell = {"cell_type": "code", "execution_count": None, "metadata": metadata}
+    return {**cell, "outputs": outputs, "source": code}
 
 
 def main() -> None:

@@ -20,22 +20,18 @@ except ImportError:
     sys.exit(report(UserError("optuna, which the sweep needs", "no such package", "pip install optuna")))
 
 
-class Trial(CLI):
-    """A `fit` without the final test."""
-
-    def after_fit(self) -> None:
-        print(f"Validation accuracy {self.best.best_model_score:.4f} in {self.folder}", flush=True)
-
-
 def objective(trial: optuna.Trial) -> float:
     rate = trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    untested = ("--trainer.limit_test_batches", "0")
     try:
-        trained = Trial(["fit", *options.fit, "--model.optimizer.lr", f"{rate:.3g}"])
+        trained = CLI(["fit", *options.fit, *untested, "--model.optimizer.lr", f"{rate:.3g}"]).command
     except UserError as error:
         if "finite numbers" in str(error):  # the rate was too large
             raise optuna.TrialPruned(str(error)) from error
         sys.exit(report(error))
-    return float(trained.best.best_model_score or 0)
+    best = float(trained.best.best_model_score or 0)
+    print(f"Validation accuracy {best:.4f} in {trained.run.folder}", flush=True)
+    return best
 
 
 if __name__ == "__main__":

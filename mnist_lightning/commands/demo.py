@@ -1,8 +1,8 @@
-"""demo(): a page on this machine to draw digits on, and to watch the network classify them.
+"""demo(): a page on this machine to draw digits on, or to show it pictures, and to watch the network classify them.
 
-Other people may have accounts on the machine, and other pages are open in the browser: what is drawn
+Other people may have accounts on the machine, and other pages are open in the browser: what is drawn or uploaded
 lies in a private folder, what is shown is part of the page, and requests that name another host, as a rebound DNS name
-does, are refused, as is what is too large for a drawing.
+does, are refused, as is what is too large.
 """
 
 import base64
@@ -22,13 +22,14 @@ from torch import Tensor
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.commands.export import in_one_line, require
 from mnist_lightning.errors import UserError
-from mnist_lightning.photos.ink import ink
+from mnist_lightning.photos.classify import prepared
+from mnist_lightning.photos.reading import NoPicture, no_doubts, opened
 from mnist_lightning.pictures.figures import feature_maps, grid, stages
 from mnist_lightning.runs.folder import find_checkpoint, shown_path
 from mnist_lightning.runs.saved import MNIST_EXAMPLE, Example, Saved
 
 CANVAS = 400  # pixels a side
-MAX_BYTES = 10_000_000  # of what is sent; a drawing has some thousands
+MAX_BYTES = 10_000_000  # of what is sent; a drawing has some thousands, a phone's photo some millions
 KEPT = 60, 600  # seconds: each minute, what was sent more than ten minutes ago is deleted
 MAX_SIDE = 4000  # pixels of a drawing: a browser may draw at a multiple of CANVAS
 STYLE = """
@@ -44,7 +45,7 @@ STYLE = """
 
 
 def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
-    """Open a page on this machine, to draw digits on with the mouse or a finger and to see how they are classified.
+    """Open a page on this machine, to see how a digit that you draw is classified, or a picture that you upload.
 
     Args:
         ckpt_path: a checkpoint, or best or last for the newest run's.
@@ -64,7 +65,8 @@ def demo(ckpt_path: str, port: int | None = None, browser: bool = True) -> None:
         # Both are read when Gradio is imported.
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": private}
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder goes
-        serve(build(model, names, Path(private)), saved.path, port, browser)
+        with no_doubts():
+            serve(build(model, names, saved.example, Path(private)), saved.path, port, browser)
 
 
 def serve(page: Any, path: Path, port: int | None, browser: bool) -> None:
@@ -90,35 +92,37 @@ def serve(page: Any, path: Path, port: int | None, browser: bool) -> None:
 
 
 def refuse_other_images(model: DigitClassifier, example: Example) -> None:
-    """Raises UserError if the model takes other images than the page draws."""
+    """Raises UserError if the model takes other images than the page gives."""
     got = f"one that was trained on {example.dtype} images {example.shape}"
-    if example == MNIST_EXAMPLE:
+    if example == MNIST_EXAMPLE or example.is_square_in_colour:
         try:
             with torch.no_grad():
-                model(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+                model(torch.zeros(1, *example.shape, dtype=torch.uint8))
             return
         except Exception as error:  # of the model's own code
             got = in_one_line(error)
     remedy = "demo is for such models; use predict with a datamodule of your own for others."
-    raise UserError("a model that takes uint8 images (1, 28, 28), as MNIST has them", got, remedy)
+    expected = "a model that takes uint8 images (1, 28, 28), as MNIST has them, or (3, S, S), as ImageFolder has them"
+    raise UserError(expected, got, remedy)
 
 
-def build(model: DigitClassifier, names: list[str], folder: Path) -> Any:
-    """The page: a canvas; beside it the answer, the probabilities and what the network sees; the feature maps below.
+def build(model: DigitClassifier, names: list[str], example: Example, folder: Path) -> Any:
+    """The page: a canvas, or a place for a picture; beside it the answer, the probabilities and what the network sees;
+    the feature maps below.
 
     Args:
-        folder: Gradio's own, where the browser's drawings arrive.
+        folder: Gradio's own, where what the browser sends arrives.
     """
     import gradio
 
+    drawn = example == MNIST_EXAMPLE
+    asked = "Draw a digit" if drawn else "Choose a picture"
     with gradio.Blocks(title="mnist_lightning", analytics_enabled=False, delete_cache=KEPT) as page:
-        gradio.Markdown(f"## Draw a digit: {type(model).__name__} classifies it")
+        gradio.Markdown(f"## {asked}: {type(model).__name__} classifies it")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=CANVAS):
-                canvas = gradio.Sketchpad(
-                    type="pil", canvas_size=(CANVAS, CANVAS), height=CANVAS + 60, layers=False, transforms=(),
-                    sources=(), show_label=False, value=Image.new("L", (CANVAS, CANVAS), 255), fixed_canvas=True,
-                    brush=gradio.Brush(default_size=CANVAS // 28, colors=["#000000"], color_mode="fixed"),
+                given = canvas() if drawn else gradio.Image(
+                    height=CANVAS + 60, sources=["upload", "clipboard"], show_label=False, buttons=[]
                 )  # fmt: skip
             with gradio.Column(scale=4, min_width=320):
                 answer = gradio.HTML(bars(None, names))
@@ -128,40 +132,49 @@ def build(model: DigitClassifier, names: list[str], folder: Path) -> Any:
         with gradio.Row():
             maps = []
             for name in stages(model):
-                with gradio.Column():
+                with gradio.Column(min_width=200):  # ResNet18 has five
                     gradio.Markdown(f"**Feature maps: {name}**")
                     maps.append(gradio.HTML(elem_classes="picture"))
 
         def answered(sent: dict[str, Any] | None) -> list[str]:
-            drawn = sent and sent.get("composite")
-            return show(model, names, read_sent(drawn["path"], folder) if drawn else None)
+            file = sent and sent.get("composite") if drawn else sent
+            return show(model, names, example, sent_file(file["path"], folder) if file else None)
 
-        # input, not change: Gradio 6 doesn't fire that for a stroke. preprocess would open any format that Pillow has.
-        canvas.input(answered, canvas, [answer, seen, *maps], show_progress="hidden", preprocess=False)
+        # A stroke fires input alone in Gradio 6. preprocess would open any format that Pillow has.
+        when = given.input if drawn else given.change
+        when(answered, given, [answer, seen, *maps], show_progress="hidden", preprocess=False)
     return page
 
 
-def read_sent(path: str, folder: Path) -> bytes | None:
+def canvas() -> Any:
+    import gradio
+
+    return gradio.Sketchpad(
+        type="pil", canvas_size=(CANVAS, CANVAS), height=CANVAS + 60, layers=False, transforms=(),
+        sources=(), show_label=False, value=Image.new("L", (CANVAS, CANVAS), 255), fixed_canvas=True,
+        brush=gradio.Brush(default_size=CANVAS // 28, colors=["#000000"], color_mode="fixed"),
+    )  # fmt: skip
+
+
+def sent_file(path: str, folder: Path) -> Path | None:
     """A file in the folder that Gradio writes what is sent to; of other files, which a program may name, nothing."""
     file = Path(path).resolve()
-    return file.read_bytes() if file.is_relative_to(folder.resolve()) and file.is_file() else None
+    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
 
 
-def show(model: DigitClassifier, names: list[str], drawing: bytes | None) -> list[str]:
-    """HTML of what the page shows of a drawing: the answer with the probabilities, the 28×28 picture, the feature maps.
-
-    Args:
-        drawing: a PNG, JPEG or WebP file; anything else shows no answer.
+def show(model: DigitClassifier, names: list[str], example: Example, file: Path | None) -> list[str]:
+    """HTML of what the page shows of a drawing or a picture: the answer with the probabilities, what the network sees,
+    the feature maps. Where there is none, the answer says why.
     """
-    nothing = [bars(None, names), "", *[""] * len(stages(model))]
     try:
-        picture = Image.open(io.BytesIO(drawing or b""), formats=("PNG", "JPEG", "WEBP"))
-        if max(picture.size) > MAX_SIDE:
-            return nothing
-        found = ink(picture)
-    except (ValueError, OSError, SyntaxError):  # no digit, no picture, or a damaged one
-        return nothing
-    images = torch.from_numpy(found.image)[None, None]
+        if file is None:
+            raise NoPicture  # nothing was sent, or it was taken away
+        with opened(file) as picture:
+            if example == MNIST_EXAMPLE and max(picture.size) > MAX_SIDE:
+                raise NoPicture(f"too large for a drawing: more than {MAX_SIDE:,} pixels a side")
+            images = prepared(picture, example)[None]
+    except NoPicture as error:
+        return [bars(None, names, str(error)), "", *[""] * len(stages(model))]
     with torch.inference_mode():
         probabilities = model(images).softmax(1)[0].tolist()
     maps = feature_maps(model, images)  # without those that the model didn't use
@@ -177,9 +190,10 @@ def to_html(picture: Tensor) -> str:
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
 
 
-def bars(probabilities: list[float] | None, names: list[str]) -> str:
-    """HTML: the most probable class in large letters, and a bar for every class, in their order."""
-    answer, confidence = "?", ""
+def bars(probabilities: list[float] | None, names: list[str], reason: str = "") -> str:
+    """HTML: the most probable class in large letters, or the reason why there is none, and a bar for every class, in
+    their order."""
+    answer, confidence = "?", html.escape(reason)
     if probabilities is not None:
         best = max(range(len(names)), key=probabilities.__getitem__)
         answer, confidence = names[best], f"{100 * probabilities[best]:.1f} % confidence"

@@ -1,4 +1,4 @@
-"""The page to draw on: what a drawing gives, and the page itself in a headless browser."""
+"""The page: what drawings and pictures give, and the page itself in a headless browser."""
 
 import base64
 import importlib.util
@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -23,12 +24,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from running import Fit
 from torch import nn
 
 from mnist_lightning import ConvNet, load_model
 from mnist_lightning.commands.cli import run
-from mnist_lightning.commands.demo import MAX_BYTES, bars, read_sent, show
+from mnist_lightning.commands.demo import MAX_BYTES, bars, sent_file, show
 from mnist_lightning.photos.ink import ink
+from mnist_lightning.photos.reading import read_square
+from mnist_lightning.runs.saved import MNIST_EXAMPLE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
@@ -71,7 +75,16 @@ def as_file(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def pictures(shown: list[str]) -> list[Image.Image | None]:
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[bytes], Path]:
+    def write(content: bytes) -> Path:
+        (tmp_path / "sent").write_bytes(content)
+        return tmp_path / "sent"
+
+    return write
+
+
+def pictures_in(shown: list[str]) -> list[Image.Image | None]:
     """What is shown below and beside the answer."""
     encoded = [re.findall(r"base64,(.*?)'", text) for text in shown]
     return [Image.open(io.BytesIO(base64.b64decode(found[0]))) if found else None for found in encoded]
@@ -82,33 +95,39 @@ def texts(kind: str, page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("digit", STROKES)
-def test_drawing_gives_probabilities_picture_and_feature_maps(digit: str, checkpoint: Path) -> None:
-    answer, *shown = show(load_model(checkpoint), DIGITS, as_file(drawing(STROKES[digit])))
+def test_drawing_gives_probabilities_picture_and_feature_maps(
+    digit: str, checkpoint: Path, written: Callable[[bytes], Path]
+) -> None:
+    file = written(as_file(drawing(STROKES[digit])))
+    answer, *shown = show(load_model(checkpoint), DIGITS, MNIST_EXAMPLE, file)
     percents = [float(text.removesuffix(" %")) for text in texts("percent", answer)]
     assert texts("answer", answer) == [digit] and max(DIGITS, key=lambda name: percents[int(name)]) == digit
     assert sum(percents) == pytest.approx(100, abs=0.5)
-    seen, conv1, conv2 = map(np.asarray, pictures(shown))
+    seen, conv1, conv2 = map(np.asarray, pictures_in(shown))
     assert np.array_equal(seen[..., 0], ink(drawing(STROKES[digit])).image)
     assert conv1.shape[2] == conv2.shape[2] == 3 and conv1.std() > 0
 
 
-def test_layer_that_the_model_does_not_use_has_no_feature_maps() -> None:
+def test_layer_that_the_model_does_not_use_has_no_feature_maps(written: Callable[[bytes], Path]) -> None:
     model = ConvNet().eval()
     model.spare = nn.Conv2d(1, 1, 1)
-    *_, conv2, spare = pictures(show(model, DIGITS, as_file(drawing(STROKES["7"]))))
+    *_, conv2, spare = pictures_in(show(model, DIGITS, MNIST_EXAMPLE, written(as_file(drawing(STROKES["7"])))))
     assert conv2 is not None and spare is None
 
 
-@pytest.mark.parametrize("drawn", [
-    None,
-    as_file(Image.new("RGBA", (400, 400))),
-    b"no picture",
-    as_file(drawing(STROKES["7"]))[:200],
-    as_file(drawing(STROKES["7"]).resize((4001, 10))),
+@pytest.mark.parametrize(("drawn", "reason"), [
+    (None, ""),
+    (as_file(Image.new("RGBA", (400, 400))), "no digit: the picture is transparent all over"),
+    (b"no picture", "no picture that Pillow reads: save it as PNG or JPEG"),
+    (as_file(drawing(STROKES["7"]))[:200], "can&#x27;t be read: .*"),
+    (as_file(drawing(STROKES["7"]).resize((4001, 10))), "too large for a drawing: more than 4,000 pixels a side"),
 ], ids=["nothing", "empty", "no picture", "damaged", "too large"])  # fmt: skip
-def test_what_shows_no_digit_gets_no_answer(drawn: bytes | None) -> None:
-    answer, *shown = show(ConvNet().eval(), DIGITS, drawn)
+def test_what_shows_no_digit_gets_the_reason_for_an_answer(
+    drawn: bytes | None, reason: str, written: Callable[[bytes], Path]
+) -> None:
+    answer, *shown = show(ConvNet().eval(), DIGITS, MNIST_EXAMPLE, None if drawn is None else written(drawn))
     assert texts("answer", answer) == ["?"] and shown == [""] * 3
+    assert re.fullmatch(reason, texts("confidence", answer)[0])
 
 
 def test_bars_stand_in_the_order_of_the_classes_under_their_names() -> None:
@@ -137,7 +156,8 @@ def test_model_of_other_images_is_refused(
     torch.save(content, tmp_path / "other.ckpt")
     assert run(["demo", "--ckpt_path", str(tmp_path / "other.ckpt")]) == 2
     said = capsys.readouterr().err
-    assert "expected a model that takes uint8 images (1, 28, 28)" in said and got in said and said.count("\n") == 3
+    assert "uint8 images (1, 28, 28), as MNIST has them, or (3, S, S), as ImageFolder has them" in said
+    assert got in said and said.count("\n") == 3
 
 
 class Served(NamedTuple):
@@ -147,12 +167,11 @@ class Served(NamedTuple):
     errors: Path
 
 
-@pytest.fixture(scope="module")
-def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@contextmanager
+def serving(checkpoint: Path, temporary: Path) -> Iterator[Served]:
     pytest.importorskip("gradio", reason="the extra `demo` isn't installed: pip install '.[demo]'")
     args = ["demo", "--ckpt_path", str(checkpoint), "--browser", "false"]
-    command = [sys.executable, "-W", "ignore", "-m", "mnist_lightning", *args]
-    temporary = tmp_path_factory.mktemp("temporary")
+    command = [sys.executable, "-m", "mnist_lightning", *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     errors = temporary / "stderr"
     with (
@@ -165,20 +184,27 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         server.terminate()
 
 
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(checkpoint, tmp_path_factory.mktemp("temporary")) as page:
+        yield page
+
+
 def request(url: str, body: bytes | None = None, **headers: str) -> bytes:
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     with urlopen(Request(url, body, headers), timeout=60) as answer:
         return answer.read()
 
 
-def send(address: str, drawn: bytes) -> str:
-    """Sends a drawing as the browser does, and asks for what is shown of it."""
+def send(address: str, content: bytes, drawn: bool = True) -> str:
+    """Sends a drawing or a picture as the browser does, and asks for what is shown of it."""
     head = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="composite.png"\r\n\r\n'
-    body, kind = head + drawn + b"\r\n--cut--\r\n", "multipart/form-data; boundary=cut"
-    file = json.loads(request(f"{address}gradio_api/upload", body, Content_Type=kind))[0]
-    composite = {"path": file, "meta": {"_type": "gradio.FileData"}}
-    data = json.dumps({"data": [{"background": None, "layers": [], "composite": composite}]}).encode()
+    body, kind = head + content + b"\r\n--cut--\r\n", "multipart/form-data; boundary=cut"
+    path = json.loads(request(f"{address}gradio_api/upload", body, Content_Type=kind))[0]
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    sent = {"background": None, "layers": [], "composite": file} if drawn else file
     call = f"{address}gradio_api/call/answered"
+    data = json.dumps({"data": [sent]}).encode()
     event = json.loads(request(call, data, Content_Type="application/json"))["event_id"]
     return request(f"{call}/{event}").decode()
 
@@ -192,6 +218,24 @@ def test_each_of_many_people_at_once_gets_an_answer(served: Served) -> None:
     assert [texts("answer", answer) for answer in answers] == [[digit] for digit in people]
     assert texts("answer", send(served.address, b"no picture")) == ["?"]
     assert served.errors.read_text() == ""
+
+
+@pytest.mark.slow
+def test_uploaded_picture_is_classified_under_the_names_of_its_classes(pictures_fit: Fit, tmp_path: Path) -> None:
+    best = pictures_fit.root / "lightning_logs/ResNet18/version_0/checkpoints/best.ckpt"
+    photo = pictures_fit.root / "photos/bees/10.jpg"
+    with serving(best, tmp_path) as page:
+        shown = send(page.address, photo.read_bytes(), drawn=False)
+        refused = send(page.address, b"no picture", drawn=False)
+        assert page.errors.read_text() == ""
+    answers = load_model(best).classify(photo)
+    assert texts("answer", shown) == [max(answers, key=answers.__getitem__)]
+    assert re.findall(r"<span>(.*?)</span>", shown) == ["ants", "bees"]
+    assert texts("percent", shown) == [f"{100 * answers[name]:.1f} %" for name in ("ants", "bees")]
+    seen, *maps = pictures_in(shown.split("<img")[1:])
+    assert np.array_equal(np.asarray(seen), read_square(photo, 32).permute(1, 2, 0)) and len(maps) == 5
+    assert texts("answer", refused) == ["?"]
+    assert texts("confidence", refused) == ["no picture that Pillow reads: save it as PNG or JPEG"]
 
 
 @pytest.mark.slow
@@ -250,7 +294,7 @@ def test_only_what_was_sent_is_read(tmp_path: Path) -> None:
         file.write_bytes(b"drawn")
     (sent / "link").symlink_to(tmp_path / "b")
     paths = [sent / "a", tmp_path / "b", sent / "../b", sent / "link", sent, sent / "none"]
-    assert [read_sent(str(path), sent) for path in paths] == [b"drawn", *5 * [None]]
+    assert [sent_file(str(path), sent) for path in paths] == [sent / "a", *5 * [None]]
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_photos_need_probabilities(folder: Path) -> None:
     ImageDraw.Draw(photo).line((30, 8, 30, 50), 0, 5)
     photo.save("p.png")
     said = refused("predict", "--ckpt_path", "best", "--data", "Photos", "--data.path", "p.png")
-    assert "{'probabilities': (B, C)} for pictures got Plain" in said
+    assert "{'probabilities': (B, C)} for Photos got Plain" in said
 
 
 def test_pictures_get_the_names_of_their_classes_and_what_cannot_be_read_ends_in_1(
