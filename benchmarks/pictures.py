@@ -65,21 +65,21 @@ def compare(options: argparse.Namespace, everything: bool) -> str:
     """The table of one way to train: the head alone, or more."""
     short = min(SHORT, options.epochs)
     names = [f"the loop, {short} epochs", f"the loop, {options.epochs} epochs", "first `fit`", "second `fit`"]
-    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    rows: list[list[tuple[float, float, float]]] = [[] for _ in names]
     for seed in range(options.seeds):
         epochs, memory = loop(options, everything, seed)
         measured = [(*epochs[short - 1], memory), (*epochs[-1], memory)]
         with tempfile.TemporaryDirectory() as folder:
             os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # a cache of one's own: the first fit must be a first one
             measured += [fit(options, everything, seed, folder) for _ in range(2)]
-        for values, value in zip(rows.values(), measured, strict=True):
+        for values, value in zip(rows, measured, strict=True):
             values.append(value)
         print(f"seed {seed}:", *measured, file=sys.stderr, flush=True)
     cells = []
-    for name, values in rows.items():
+    for name, values in zip(names, rows, strict=True):
         seconds, accuracies, memories = zip(*values, strict=True)
         deviation = f" ± {statistics.stdev(accuracies):.1f}" if len(values) > 1 else ""
-        ratios = [took[0] / value for took, value in zip(rows[names[0]], seconds, strict=True)]
+        ratios = [took[0] / value for took, value in zip(rows[0], seconds, strict=True)]
         accuracy = f"{statistics.mean(accuracies):.1f}{deviation}"
         cells.append([name, accuracy, spread(seconds, " s", 1), spread(ratios), f"{max(memories):.0f} MB"])
     return table(["", "test accuracy, %", "seconds", f"faster than {short} epochs by", "peak memory"], cells)

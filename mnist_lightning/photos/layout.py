@@ -18,7 +18,8 @@ from typing import NamedTuple
 from mnist_lightning.errors import UserError
 from mnist_lightning.photos.reading import Found, find_pictures, is_hidden
 
-NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of the folders of the parts
+# Of the folders of the parts, in small or capital letters.
+NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SHOWN = "CLASS/*.jpg, or train/CLASS/*.jpg with val or test beside it"
 
 
@@ -35,7 +36,8 @@ class Layout(NamedTuple):
 
 def part_folders(path: Path) -> dict[str, Path]:
     """The folders of train, val and test; none where the folders in `path` are those of classes."""
-    found = {part: path / name for part, names in NAMES.items() for name in names if (path / name).is_dir()}
+    folders = class_folders(path).items()
+    found = {part: folder for part, names in NAMES.items() for name, folder in folders if name.lower() in names}
     return found if "train" in found and len(found) > 1 else {}
 
 

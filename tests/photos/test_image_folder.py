@@ -96,12 +96,13 @@ def test_split_is_the_same_on_every_machine_whatever_can_be_read(flat: Path, mon
     (["train", "valid", "test"], {"train": ("train", 20), "val": ("valid", 6), "test": ("test", 6)}),
     (["train", "val"], {"train": ("train", 16), "val": ("train", 4), "test": ("val", 6)}),
     (["train", "test"], {"train": ("train", 16), "val": ("train", 4), "test": ("test", 6)}),
+    (["Training", "Testing"], {"train": ("Training", 16), "val": ("Training", 4), "test": ("Testing", 6)}),
 ])  # fmt: skip
 def test_folders_of_parts_are_kept(
     folders: list[str], expected: dict[str, tuple[str, int]], tmp_path: Path
 ) -> None:
     for folder, name in itertools.product(folders, ("b", "a")):
-        paint(tmp_path / folder / name / "deeper", numbers(10 if folder == "train" else 3))
+        paint(tmp_path / folder / name / "deeper", numbers(10 if "rain" in folder else 3))
     data = ready(tmp_path, val_size=0.2)
     assert data.class_names == ["a", "b"]
     for part, (source, count) in expected.items():
