@@ -190,6 +190,8 @@ class TrainingMeans(Callback):
 def wrong_images(expected: str, images: Tensor) -> UserError:
     """The error of a model that takes other images."""
     got = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+    if images.dtype == torch.uint8:
+        return UserError(expected, got, "convert them, or use --model ResNet18, which takes grey or colour.")
     if images.is_floating_point():
         got += f", in [{images.min():.3g}, {images.max():.3g}]"
     return UserError(expected, got, "give the pixels unscaled: the model normalises them itself.")

@@ -59,8 +59,8 @@ def fit(name: str, settings: Any, *args: Any) -> Command:
 
 
 COMMANDS: dict[str, Callable[..., Command]] = {
-    **{"fit": fit, "validate": Validate, "test": Test, "predict": Predict, "lr_find": LearningRateFind}
-}
+    "fit": fit, "validate": Validate, "test": Test, "predict": Predict, "lr_find": LearningRateFind,
+}  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., None]] = {"export": export, "demo": demo}  # those that need no Trainer
 
 
@@ -68,7 +68,8 @@ def run(args: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0; 1 if photos could not be read; 2 after what a person can mend."""
     main_thread = threading.current_thread() is threading.main_thread()
     # Lightning's own Ctrl-C exits with 1. During training LastCheckpoint takes over.
-    before = signal.signal(signal.SIGINT, lambda *_: sys.exit(130)) if main_thread else None
+    signals = {signal.SIGINT: 130, signal.SIGTERM: 143} if main_thread else {}
+    before = {number: signal.signal(number, lambda *_, code=code: sys.exit(code)) for number, code in signals.items()}
     try:
         words = sys.argv[1:] if args is None else args
         if words and words[0] in FUNCTIONS:
@@ -85,8 +86,8 @@ def run(args: list[str] | None = None) -> int:
             raise
         return report(explained)
     finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -104,11 +105,7 @@ def call(name: str, *words: str) -> None:
 
 
 class CLI(LightningCLI):
-    """The commands that have a Trainer; a checkpoint brings its model, hyperparameters and data settings along.
-
-    Attributes:
-        command: the one that ran, with its `results` and its run's folder.
-    """
+    """The commands that have a Trainer; a checkpoint brings its settings along. `command` is the one that ran."""
 
     def __init__(self, args: ArgsType = None) -> None:
         hush()
@@ -162,7 +159,7 @@ class CLI(LightningCLI):
             path = find_checkpoint(ahead.ckpt_path, Path(ahead.root), model)
             saved = Saved(path)
             saved_settings = settings_of(saved, resuming=ahead.subcommand == "fit")
-            trusted = self.trusted(saved, saved_settings, ahead.ckpt_path)
+            trusted = self.trusted(saved, saved_settings, ahead)
             refuse(untrusted(saved, saved_settings.keys() - trusted - ahead.named))
             self.set_defaults(ahead.subcommand, trusted)
         try:
@@ -174,13 +171,13 @@ class CLI(LightningCLI):
         parsed = (self.config[name], saved, saved_settings, self.parsers[name], self.opened)
         self.command = COMMANDS[name](name, *parsed)
 
-    def trusted(self, saved: Saved, settings: dict[str, Any], name: str) -> dict[str, Any]:
+    def trusted(self, saved: Saved, settings: dict[str, Any], ahead: Any) -> dict[str, Any]:
         """Of a checkpoint's settings those that may be taken from it."""
-        if name in ("best", "last") or saved.is_of_its_run:
+        if ahead.ckpt_path in ("best", "last") or saved.is_of_its_run(resuming=ahead.subcommand == "fit"):
             return settings
-        taken, left_out = of_a_stranger(settings, self.words)
+        taken, left_out = of_a_stranger(settings, ahead.modules)
         if left_out:
-            rank_zero_only(print)(f"Not taken from {saved.path}, which lies in no run's folder: {', '.join(left_out)}.")
+            rank_zero_only(print)(f"Not taken from {saved.path}, for it isn't its run's: {', '.join(left_out)}.")
         return taken
 
     def set_defaults(self, name: str, settings: dict[str, Any]) -> None:

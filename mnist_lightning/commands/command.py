@@ -142,6 +142,6 @@ class Command:
 
 def as_list(value: Any) -> list[Any]:
     """What may be None, one thing or several, as a list."""
-    if value in (None, True, False):
+    if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]

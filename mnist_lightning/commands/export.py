@@ -107,7 +107,7 @@ def sample_images(saved: Saved) -> tuple[Tensor, str]:
     count = max(2, min(CHECKED, PIXELS // math.prod(shape)))
     if saved.example == MNIST_EXAMPLE:
         return load_digits().train.images[:count], "scikit-learn's digits"
-    if saved.data_name == ImageFolder.__name__ and saved.is_of_its_run:
+    if saved.data_name == ImageFolder.__name__ and saved.is_of_its_run():
         try:
             data = ImageFolder(**saved.data_hyperparameters)
             data.setup("test")

@@ -18,6 +18,7 @@ from mnist_lightning.commands.parser import class_of
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.finetuning.features import FeatureCache
 from mnist_lightning.photos import ImageFolder
+from mnist_lightning.photos.layout import class_names
 from mnist_lightning.pictures.callback import Pictures
 from mnist_lightning.pretrained import PretrainedClassifier
 from mnist_lightning.runs.checkpoints import BestCheckpoint, LastCheckpoint
@@ -75,7 +76,7 @@ class Fit(Training):
         # Resolved, as a resumed run's folder is: ModelCheckpoint's state holds it.
         root = Path(self.settings.trainer.default_root_dir or ".").resolve()
         resumed = None if self.saved is None else run_of(self.saved.path)
-        own = self.saved is not None and self.saved.is_of_its_run
+        own = self.saved is not None and self.saved.is_of_its_run()
         self.config_file = resumed / "config.yaml" if resumed is not None and own else None
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # only that process writes
         if resumed is not None or not first:
@@ -118,13 +119,14 @@ class Fit(Training):
             if trainer.global_step > 0:
                 self.run.keep()
         if self.saved is not None and trainer.global_step == self.saved.step:
-            print(f"This run had already ended, at step {trainer.global_step}: nothing was trained. {longer(trainer)}")
+            ended = f"This run had already ended, at step {trainer.global_step}: nothing was trained."
+            rank_zero_only(print)(f"{ended} {longer(trainer)}")
         saved = any(self.run.folder.glob("checkpoints/*.ckpt"))
         if trainer.global_step == 0 and self.saved is None and not saved and trainer.world_size == 1:
             print("Nothing was trained: no checkpoint, no test.")
             return
         self.run.keep()
-        best = self.load_best()
+        best = self.load_best(trainer)
         if can_be_tested(trainer, self.model, self.data):
             self.results = merge_metrics(trainer.test(self.model, datamodule=self.data, verbose=False))
         if trainer.is_global_zero:
@@ -132,9 +134,10 @@ class Fit(Training):
             print(f"{'Run':<14} {quoted(self.run.folder)}")
             self.say_what_next(trainer, best)
 
-    def load_best(self) -> Path | None:
+    def load_best(self, trainer: Trainer) -> Path | None:
         """Gives the model the weights of the best checkpoint, and returns its path; None if there is none."""
-        path = self.run.folder / "checkpoints" / "best.ckpt"
+        # The first process knows the folder.
+        path = Path(trainer.strategy.broadcast(str(self.run.folder / "checkpoints" / "best.ckpt")))
         if self.best is None or not path.is_file():
             return None
         # Not by trainer.test(ckpt_path=...), which gives WeightAveraging's callbacks their other weights.
@@ -174,14 +177,14 @@ class TrialFit(Training):
 
     def __call__(self, trainer: Trainer, **kwargs: Any) -> None:
         trainer.fit(**kwargs)
-        print("A trial run: no checkpoint, no test.")
+        rank_zero_only(print)("A trial run: no checkpoint, no test.")
 
 
 def names_of_classes(data: Any) -> list[str]:
     """What a datamodule calls its classes, as far as that is known before it is built."""
     cls = class_of(data.class_path)
     if inspect.isclass(cls) and issubclass(cls, ImageFolder):
-        return cls(**data.init_args).class_names  # from the names of folders
+        return class_names(Path(data.init_args.path).expanduser())
     return named_classes(cls)
 
 

@@ -42,7 +42,10 @@ def explain(
     if (match := re.search(r"dot import path string: (.*)", message)) and not number:
         names = classes.get(key, [])
         shown = f": {', '.join(names)}" if 0 < len(names) < 5 else ", by its name"
-        return UserError(f"a class for --{key}{shown}", match[1], did_you_mean(match[1], names, look_up))
+        remedy = did_you_mean(match[1], names, look_up)
+        if key == "data" and Path(match[1]).is_dir():
+            remedy = f"pictures in folders by class? --data ImageFolder --data.path {match[1]}"
+        return UserError(f"a class for --{key}{shown}", match[1], remedy)
     if match := re.search(r"arguments are required: (.*)", message):
         name = match[1].split(",")[0]
         if not key:

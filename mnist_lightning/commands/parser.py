@@ -71,8 +71,12 @@ class CommandTrainer(Trainer):
             **kwargs,
         )
 
-    def lr_find(self, model: LightningModule, datamodule: LightningDataModule) -> Any:
-        """Look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186); nothing is trained."""
+    def lr_find(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Look for a learning rate in a hundred steps of growing ones (arXiv:1506.01186); nothing is trained.
+
+        Args:
+            ckpt_path: taken by no search: config files of other commands have it.
+        """
         return Tuner(self).lr_find(model, datamodule=datamodule, update_attr=False)
 
 
@@ -116,12 +120,13 @@ def option_names(parser: LightningArgumentParser) -> list[str]:
 
 def options_of(parsers: Iterable[LightningArgumentParser], words: list[str]) -> dict[str, str]:
     """Every option that exists, and the class that it belongs to; those of the classes that are typed as well."""
-    options = {option: "" for parser in parsers for option in option_names(parser)}
+    owners: dict[str, str] = {}
     named = [cls for cls in map(class_named, words) if inspect.isclass(cls)]
     for key, (base, classes) in CLASSES.items():
         for cls in [*classes, *(cls for cls in named if issubclass(cls, base))]:
-            options |= {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
-    return options
+            more = {f"--{key}.{name}": cls.__name__ for name in inspect.signature(cls).parameters}
+            owners = more | owners  # of two classes that have it, the first is named
+    return {option: "" for parser in parsers for option in option_names(parser)} | owners
 
 
 def class_named(word: str) -> Any:

@@ -29,6 +29,7 @@ from mnist_lightning.runs.saved import MNIST_EXAMPLE, Saved
 
 ALONE: dict[str, Any] = {  # settings of the Trainer that looking for a learning rate makes itself
     "fast_dev_run": False, "accumulate_grad_batches": 1, "overfit_batches": 0, "max_steps": -1, "max_time": None,
+    "barebones": False,
 }  # fmt: skip
 
 
@@ -64,6 +65,8 @@ def typed(command: Command) -> Iterator[Reason]:
         yield f"images with labels to {command.name}", "Photos, which have none", remedy
     if class_of(settings.data.class_path) is Photos and saved is not None and saved.example != MNIST_EXAMPLE:
         got, remedy = f"one of {saved.example}", "give your own datamodule: --data CLASS."
+        if saved.example.is_square_in_colour:
+            remedy = "give --data ImageFolder."
         yield "a model of uint8 images (B, 1, 28, 28) for Photos", got, remedy
 
     if "://" in str(trainer.default_root_dir):
@@ -90,7 +93,7 @@ def typed(command: Command) -> Iterator[Reason]:
             yield f"--trainer.{name} above 0", "0", "give a larger number, or leave it out."
     for name, value in ALONE.items() if command.alone else ():
         if trainer[name] != value:
-            yield "--lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out."
+            yield "lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out."
 
 
 def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Iterator[Reason]:

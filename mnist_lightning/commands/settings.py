@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.saved import KNOWN, Saved
 
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # or a function's
 PLAIN_TEXTS = ("precision", "gradient_clip_algorithm")  # settings of the Trainer that are text and nothing else
 PLACES = ("data_dir", "mirrors", "path", "save_seen")  # settings of the data that say where to read or write
 
@@ -30,6 +32,8 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
     except argparse.ArgumentError:  # an option without its value: the real parser says so
         found, rest = scan.parse_known_args([])
     found.named = {key for key in ("model", "data") if vars(found)[key]}  # whose class is named
+    values = [option.partition("=")[2] or then for option, then in zip(typed, [*typed[1:], ""]) if option[:2] == "--"]
+    found.modules = {module_of(value) for value in values} - {module_of(found.ckpt_path or ""), ""}
     found.subcommand = next((word for word in rest if not word.startswith("-")), "")
     for path in found.config:
         config = read_config(Path(path))
@@ -39,6 +43,7 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
         if not isinstance(trainer, dict):
             raise UserError(f"settings below trainer: in {path}", str(trainer), "for example max_epochs: 3.")
         found.named |= {key for key in ("model", "data") if config.get(key)}
+        found.modules |= {module_of(word) for word in words_of(config)} - {""}
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
         found.root = found.root or trainer.get("default_root_dir")
     found.root = str(Path(found.root or ".").expanduser())
@@ -75,24 +80,37 @@ def settings_from_hyperparameters(saved: Saved) -> dict[str, Any]:
     return settings
 
 
-def of_a_stranger(settings: dict[str, Any], typed: list[str]) -> tuple[dict[str, Any], list[str]]:
+def module_of(word: str) -> str:
+    """The module of what may be a class's path, as `mine.Net`; "" of any other word, or of a file that exists."""
+    return word.rpartition(".")[0] if CLASS_PATH.fullmatch(word) and not Path(word).exists() else ""
+
+
+def words_of(config: Any) -> Iterator[str]:
+    """All texts in a config file."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, (dict, list)):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from words_of(value)
+
+
+def of_a_stranger(settings: dict[str, Any], modules: set[str]) -> tuple[dict[str, Any], list[str]]:
     """What is taken from a checkpoint that may be anybody's: numbers, and classes of packages that are known here; of
-    other classes only those whose module is typed. Also what is left out.
+    other classes only those of `modules`, which the user has named. Also what is left out.
 
     The names in a checkpoint's settings are imported, built and called: they could be of any function.
     """
     left_out: list[str] = []
 
     def is_known(path: str) -> bool:
-        module = path.rpartition(".")[0]
-        return path.startswith(KNOWN) or any(f"{module}." in word for word in typed)
+        return path.startswith(KNOWN) or path.rpartition(".")[0] in modules
 
     def plain(key: str, value: Any) -> Any:
         """A value without what may not be taken from it; None in its place."""
         if isinstance(value, list):
             return [plain(key, item) for item in value]
         if not isinstance(value, dict):
-            named = isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value)
+            named = isinstance(value, str) and CLASS_PATH.fullmatch(value)
             if named and not key.endswith(".weights"):  # which is a file
                 left_out.append(f"{key} {value}")
                 return None
@@ -107,7 +125,7 @@ def of_a_stranger(settings: dict[str, Any], typed: list[str]) -> tuple[dict[str,
         name = key.removeprefix("trainer.")
         if key == name or value is None or isinstance(value, (int, float)) or name in PLAIN_TEXTS:
             taken[key] = plain(key, value)
-        elif value:
+        elif value not in (None, "auto", [], {}, ""):
             left_out.append(f"--{key}")
     if data := taken.get("data"):
         places = {name: value for name, value in (data.get("init_args") or {}).items() if name in PLACES}

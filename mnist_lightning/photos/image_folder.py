@@ -162,7 +162,7 @@ class ImageFolder(ImagesDataModule):
     def _by_part(self, needed: Sequence[str]) -> dict[str, list[Picture]]:
         layout = read_layout(self.path, self.val_size, self.test_size, self.split_seed)
         train = layout.parts["train"]
-        if self.train_size is not None:
+        if self.train_size is not None and "train" in needed:
             labels = torch.tensor([layout.class_names.index(picture.class_name) for picture in train])
             kept = balanced(torch.arange(len(train)), labels, self.train_size)
             layout.parts["train"] = [train[i] for i in kept.tolist()]

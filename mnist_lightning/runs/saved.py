@@ -118,9 +118,13 @@ class Saved:
         named = (self.settings.get("data") or {}).get("class_path", "").rpartition(".")[2]
         return named or next((name for name in ("ImageFolder", "MNISTDataModule") if name in self.content), "")
 
-    @property
-    def is_of_its_run(self) -> bool:
-        """Whether it lies in a run's folder whose config.yaml names the same classes; else it may be anybody's."""
+    def is_of_its_run(self, resuming: bool = False) -> bool:
+        """Whether it lies in a run's folder whose config.yaml names the same classes; else it may be anybody's.
+
+        Args:
+            resuming: whether all that the settings build has to be the same, callbacks and loggers too; else the
+                classes of model and data.
+        """
         run = run_of(self.path)
         if run is None or not self.settings:
             return False
@@ -128,7 +132,7 @@ class Saved:
             config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return False
-        return has_classes(config) and classes_of(config) == classes_of(self.settings)
+        return has_classes(config) and classes_of(config, resuming) == classes_of(self.settings, resuming)
 
     def state_of(self, callback: Callback) -> dict[str, Any]:
         """What a callback kept; {} if it kept nothing."""
@@ -148,7 +152,7 @@ class Saved:
             got, remedy = f"{self.path}, of another LightningModule", "make its class a DigitClassifier."
             raise UserError("a checkpoint of a DigitClassifier", got, remedy)
         module, _, name = self.class_path.rpartition(".")
-        if not (self.class_path.startswith(KNOWN) or module in sys.modules or self.is_of_its_run):
+        if not (self.class_path.startswith(KNOWN) or module in sys.modules or self.is_of_its_run()):
             remedy = f"import {module} first, if you trust the file; or leave it in its run's folder."
             raise UserError("a checkpoint of classes that are known here", f"{self.path}, of {self.class_path}", remedy)
         remedy = "install that class's package, or the version of this one that wrote the checkpoint."
@@ -218,6 +222,20 @@ def save_run(
         checkpoint["class_names"] = class_names
 
 
+def complete_epoch(checkpoint: dict[str, Any]) -> None:
+    """Counts an epoch as completed that was saved at its end.
+
+    Where --trainer.max_steps is given, Lightning doesn't, and the resumed fit would begin with an epoch of no batches.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    if epochs["current"]["processed"] == epochs["current"]["completed"] + 1:
+        for count in epochs.values():
+            count["completed"] += 1
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        batches["is_last_batch"] = False
+
+
 def public(hyperparameters: Any) -> dict[str, Any]:
     """Hyperparameters without what LightningCLI adds to them."""
     known = hyperparameters if isinstance(hyperparameters, dict) else {}
@@ -237,10 +255,10 @@ def has_classes(settings: Any) -> bool:
     )
 
 
-def classes_of(settings: dict[str, Any]) -> list[Any]:
-    """What settings build: not what a longer resume changes, the numbers."""
+def classes_of(settings: dict[str, Any], resuming: bool) -> list[Any]:
+    """What settings build, not what a longer resume may change: the numbers."""
     trainer = settings.get("trainer", {})
-    return [settings["model"], settings.get("data"), *(trainer.get(name) for name in BUILT)]
+    return [settings["model"], settings.get("data"), *(trainer.get(name) for name in BUILT if resuming)]
 
 
 def is_list_of_names(value: Any) -> bool:

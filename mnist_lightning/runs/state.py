@@ -20,7 +20,7 @@ from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pretrained import Features
 from mnist_lightning.runs.classes import named_classes
 from mnist_lightning.runs.logger import RunLogger
-from mnist_lightning.runs.saved import Example, Progress, save_run
+from mnist_lightning.runs.saved import Example, Progress, complete_epoch, save_run
 
 
 class RunState(Callback):
@@ -76,6 +76,8 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._resumed = Progress.of(checkpoint)
+        if trainer.max_steps >= 0:
+            complete_epoch(checkpoint)
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
         if self._resumed.generators:
             set_generators(self._resumed.generators)

@@ -184,6 +184,15 @@ def test_callbacks_of_ones_own_go_on_too() -> None:
     assert epoch == "epoch=2-step=6"
 
 
+def test_fit_by_steps_goes_on_after_an_epoch_as_the_whole_one() -> None:
+    halving = "--model.scheduler StepLR --model.scheduler.step_size 1 --model.scheduler.gamma 0.5".split()
+    command("fit", *SHORT, *halving, "--trainer.max_steps", 4)
+    command("fit", *SHORT, *halving, "--trainer.max_steps", 2)
+    command("fit", "--ckpt_path", "last", "--trainer.max_steps", 4, *QUICK)
+    whole, resumed = (last(RUN.with_name(name))["state_dict"] for name in ("version_0", "version_1"))
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
 def test_fit_with_a_function_among_its_settings_is_repeated_by_its_config() -> None:
     pruned = "--trainer.callbacks+=ModelPruning --trainer.callbacks.pruning_fn=l1_unstructured"
     command("fit", *SHORT, "--trainer.max_epochs", 1, *pruned.split())

@@ -24,6 +24,10 @@ def test_rate_is_found_and_nothing_left(typed: str, option: str, folder: Path) -
     assert files(folder) == set()
 
 
+def test_config_of_a_run_is_taken(convnet: Path) -> None:
+    assert "A learning rate to try" in command("lr_find", "--config", convnet / "config.yaml")
+
+
 def test_rate_is_where_the_loss_falls_fastest_by_a_factor_of_the_rate() -> None:
     """With noise at small rates that any slope by the rate itself would take for the steepest fall."""
     rates = [10 ** (-8 + step / 10) for step in range(80)]

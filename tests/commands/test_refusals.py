@@ -160,7 +160,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --trainer.callbacks LearningRateMonitor --trainer.callbacks.logging_interval hour":
             "--trainer.callbacks.logging_interval to be one of step, epoch | hour",
         f"{DIGITS} --lr_find true --trainer.max_steps 5":
-            "--lr_find alone | --trainer.max_steps 5 as well | leave one out.",
+            "lr_find alone | --trainer.max_steps 5 as well | leave one out.",
         "test --ckpt_path whole.ckpt --trainer.barebones true":
             "metrics to test with | --trainer.barebones true, which logs none | leave it out.",
         "fit --trainer.max_epochs ten": "--trainer.max_epochs to be a whole number | ten",

@@ -218,8 +218,20 @@ def test_what_a_strangers_checkpoint_names_is_left_out_and_said(
     out, error = capsys.readouterr()
     assert not Path("sprung").exists() and not Path("elsewhere").exists() and "Error" not in error
     if name == "fit" or not key.startswith("trainer"):
-        assert "Not taken from stranger.ckpt, which lies in no run's folder" in out
+        assert "Not taken from stranger.ckpt, for it isn't its run's" in out
     assert code in (0, 2)
+
+
+def test_module_of_a_strangers_checkpoint_is_not_the_files_own_name(convnet: Path, trap: None) -> None:
+    edited(convnet, Path("trap.ckpt"), "model.class_path", "trap.Net")
+    assert "if you trust the file, name its class: --model trap.Net." in refused("test", "--ckpt_path", "trap.ckpt")
+    assert not Path("sprung").exists()
+
+
+def test_class_that_a_config_file_names_is_taken(convnet: Path, trap: None) -> None:
+    edited(convnet, Path("stranger.ckpt"), "model.class_path", "trap.Net")
+    Path("own.yaml").write_text("model: trap.Net\n")
+    assert "Not taken" not in command("test", "--ckpt_path", "stranger.ckpt", "--config", "own.yaml", *QUICK)
 
 
 @pytest.mark.parametrize("name", ["fit", "test"])

@@ -108,6 +108,8 @@ def test_other_images_are_refused(images: Tensor, got: str) -> None:
     with pytest.raises(UserError) as raised:
         ConvNet()(images)
     remedy = "give the pixels unscaled: the model normalises them itself."
+    if got.startswith("uint8"):
+        remedy = "convert them, or use --model ResNet18, which takes grey or colour."
     assert str(raised.value) == f"expected uint8 images (B, 1, 28, 28), 0 to 255\ngot {got}\n{remedy}"
 
 
