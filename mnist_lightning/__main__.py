@@ -4,7 +4,7 @@ import os
 import select
 import sys
 
-from mnist_lightning.commands.messages import COMMANDS, explain
+from mnist_lightning.commands.messages import COMMAND_NAMES, explain
 from mnist_lightning.errors import report
 
 HELP = """usage: python -m mnist_lightning COMMAND [options]
@@ -44,9 +44,9 @@ def command() -> int | str | None:
     if name in ("-h", "--help"):
         print(HELP)
         return 0
-    if not name.startswith("-") and name not in COMMANDS.split(", "):
+    if not name.startswith("-") and name not in COMMAND_NAMES.split(", "):
         # Said at once: importing torch and lightning takes seconds.
-        message = f"invalid choice: '{name}' (choose from {COMMANDS})" if name else "no subcommand"
+        message = f"invalid choice: '{name}' (choose from {COMMAND_NAMES})" if name else "no subcommand"
         return report(explain(message, {}, {}))
     from mnist_lightning.commands.cli import run
 

@@ -12,7 +12,7 @@ from traceback import walk_tb
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.folder import shown_path
 
-COMMANDS = "fit, validate, test, predict, lr_find, export, demo"
+COMMAND_NAMES = "fit, validate, test, predict, lr_find, export, demo"
 LOOK_UP = "python -m mnist_lightning fit --help lists the options, fit --model.help ConvNet those of a model."
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 SKIPPED = "Does not validate|Subtypes|Errors:|Expected a|Not of type|Subclass types|a class path|a dict|Problem|Given"
@@ -54,7 +54,7 @@ def explain(
     if match := re.search(r"argument (--\S+): expected one argument", message):
         return UserError(f"a value after {match[1]}", "nothing", look_up)
     if "subcommand" in message:
-        return UserError(f"a command: {COMMANDS}", "none", "for example: python -m mnist_lightning fit --model ConvNet")
+        return UserError(f"a command: {COMMAND_NAMES}", "none", "for example: python -m mnist_lightning fit --model ConvNet")
     if not key:
         return UserError("a valid command line or config file", " ".join(message.split())[:300], look_up)
     values = re.findall(r"(?:Got|Given) value: (?!NestedArg)(.*)|val=(.*)\)$", message)

@@ -13,7 +13,7 @@ QUIET_WARNINGS = (
     ".*treespec.*is deprecated.*",
     # The data is in memory and a batch is one index operation: there is nothing that a worker could do ahead.
     ".*does not have many workers.*",
-    # ResNet18's frozen backbone is in eval mode on purpose, see resnet.py.
+    # ResNet18's frozen backbone is in eval mode on purpose, see pretrained.py.
     ".*in eval mode at the start of training.*",
     # `test` of a checkpoint has no use for the callbacks that chose it.
     ".*callbacks used to create the checkpoint need to be provided.*",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_lightning.commands.messages import COMMANDS
+from mnist_lightning.commands.messages import COMMAND_NAMES
 
 # As runpy would, and then whether torch was imported.
 CODE = """
@@ -25,7 +25,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command_without_torch(option: str) -> None:
     answer = run(option)
     assert answer.returncode == 0 and answer.stdout.endswith("\nFalse\n")
-    for command in COMMANDS.split(", "):
+    for command in COMMAND_NAMES.split(", "):
         assert f"\n  {command} " in answer.stdout
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from logging.handlers import BufferingHandler
 from typing import Any
 
 import pytest
@@ -48,15 +49,16 @@ def test_bar_is_for_terminals_and_for_who_asks(
     assert isinstance(progress(wanted), TQDMProgressBar if bar else EpochLines)
 
 
-def test_hint_to_round_in_matrix_products_is_no_news(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hint_to_round_in_matrix_products_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Lightning gives it on a GPU; here torch only says that it has one."""
     gpu = {"is_available": True, "get_device_capability": (9, 0), "get_device_name": "H200", "set_device": None}
     for name, answer in gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
-    caplog.set_level(logging.INFO, "lightning.pytorch")
-    CUDAAccelerator().setup_device(torch.device("cuda", 63))  # the hint is given once for a device
-    assert "set_float32_matmul_precision" in caplog.text
-    assert not any(map(is_news, caplog.records))
+    handler, logger = BufferingHandler(9), logging.getLogger("lightning.pytorch")
+    logger.addHandler(handler)
+    try:
+        CUDAAccelerator().setup_device(torch.device("cuda", 63))  # the hint is given once for a device
+    finally:
+        logger.removeHandler(handler)
+    (record,) = handler.buffer
+    assert "set_float32_matmul_precision" in record.getMessage() and not is_news(record)
