@@ -54,7 +54,8 @@ def explain(
     if match := re.search(r"argument (--\S+): expected one argument", message):
         return UserError(f"a value after {match[1]}", "nothing", look_up)
     if "subcommand" in message:
-        return UserError(f"a command: {COMMAND_NAMES}", "none", "for example: python -m mnist_lightning fit --model ConvNet")
+        example = "for example: python -m mnist_lightning fit --model ConvNet"
+        return UserError(f"a command: {COMMAND_NAMES}", "none", example)
     if not key:
         return UserError("a valid command line or config file", " ".join(message.split())[:300], look_up)
     values = re.findall(r"(?:Got|Given) value: (?!NestedArg)(.*)|val=(.*)\)$", message)
