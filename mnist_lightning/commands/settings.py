@@ -2,19 +2,17 @@
 
 import argparse
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mnist_lightning.commands.parser import in_full_names
+from mnist_lightning.commands.parser import class_named, in_full_names
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
-from mnist_lightning.runs.saved import KNOWN, Saved
+from mnist_lightning.runs.saved import CODE, KNOWN, Saved
 
-CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # or a function's
 PLAIN_TEXTS = ("precision", "gradient_clip_algorithm")  # settings of the Trainer that are text and nothing else
 PLACES = ("data_dir", "mirrors", "path", "save_seen")  # settings of the data that say where to read or write
 
@@ -82,7 +80,7 @@ def settings_from_hyperparameters(saved: Saved) -> dict[str, Any]:
 
 def module_of(word: str) -> str:
     """The module of what may be a class's path, as `mine.Net`; "" of any other word, or of a file that exists."""
-    return word.rpartition(".")[0] if CLASS_PATH.fullmatch(word) and not Path(word).exists() else ""
+    return word.rpartition(".")[0] if CODE.fullmatch(word) and not Path(word).exists() else ""
 
 
 def words_of(config: Any) -> Iterator[str]:
@@ -103,14 +101,16 @@ def of_a_stranger(settings: dict[str, Any], modules: set[str]) -> tuple[dict[str
     left_out: list[str] = []
 
     def is_known(path: str) -> bool:
-        return path.startswith(KNOWN) or path.rpartition(".")[0] in modules
+        if path.startswith(KNOWN):
+            return inspect.isclass(class_named(path))  # a function would be called: torch.hub.load, for example
+        return path.rpartition(".")[0] in modules
 
     def plain(key: str, value: Any) -> Any:
         """A value without what may not be taken from it; None in its place."""
         if isinstance(value, list):
             return [plain(key, item) for item in value]
         if not isinstance(value, dict):
-            named = isinstance(value, str) and CLASS_PATH.fullmatch(value)
+            named = isinstance(value, str) and CODE.fullmatch(value)
             if named and not key.endswith(".weights"):  # which is a file
                 left_out.append(f"{key} {value}")
                 return None

@@ -8,6 +8,7 @@ import importlib
 import io
 import math
 import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +29,8 @@ REMEDY = "give --ckpt_path best, last or another file."
 EXPECTED = "a checkpoint of this project"
 KNOWN = ("mnist_lightning.", "lightning.", "torch.", "torchvision.")  # whose classes any file may name
 BUILT = ("callbacks", "logger", "plugins", "profiler", "strategy")  # settings of the Trainer that may be classes
+CODE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")  # the path of a class or a function
+PATHS = ("_instantiator", "_class_path", "weights")  # hyperparameters that look like one: Lightning's own, and a file
 LARGEST_IMAGE = 2**26  # numbers in one image of a checkpoint's example
 
 
@@ -157,7 +160,7 @@ class Saved:
             raise UserError("a checkpoint of classes that are known here", f"{self.path}, of {self.class_path}", remedy)
         remedy = "install that class's package, or the version of this one that wrote the checkpoint."
         buffer = io.BytesIO()
-        torch.save(self.content, buffer)
+        torch.save({**self.content, "hyper_parameters": self._trusted_hyperparameters()}, buffer)
         buffer.seek(0)
         try:
             cls = getattr(importlib.import_module(module), name)
@@ -168,6 +171,17 @@ class Saved:
             reason = str(error).strip().splitlines()
             got = f"{self.path}, of {self.class_path}: {' '.join(reason[:2])}"
             raise UserError("a checkpoint that fits its class as it is now", got, remedy) from error
+
+    def _trusted_hyperparameters(self) -> dict[str, Any]:
+        """Of a file that may be anybody's, those that name no class or function, which Lightning would build."""
+        given = self.content.get("hyper_parameters")
+        known: dict[str, Any] = given if isinstance(given, dict) else {}
+        if "_instantiator" not in known or self.is_of_its_run():
+            return known
+        taken = {name: value for name, value in known.items() if name in PATHS or not names_code(value)}
+        if left_out := sorted(known.keys() - taken):
+            print(f"Not taken from {self.path}, for it isn't its run's: {', '.join(left_out)}.")
+        return taken
 
     def _pictures(self) -> tuple[list[str], dict[str, Any]]:
         """The classes and the form of an ImageFolder's pictures, also after a fit from Python; else MNIST's form."""
@@ -259,6 +273,11 @@ def classes_of(settings: dict[str, Any], resuming: bool) -> list[Any]:
     """What settings build, not what a longer resume may change: the numbers."""
     trainer = settings.get("trainer", {})
     return [settings["model"], settings.get("data"), *(trainer.get(name) for name in BUILT if resuming)]
+
+
+def names_code(value: Any) -> bool:
+    """Whether a value may be the path of a class or a function, or holds one."""
+    return isinstance(value, (dict, list)) or (isinstance(value, str) and bool(CODE.fullmatch(value)))
 
 
 def is_list_of_names(value: Any) -> bool:

@@ -202,6 +202,7 @@ TRAPS = [
     ("model.init_args.optimizer", {"class_path": "trap.Optimizer", "init_args": {"lr": 0.1}}),
     ("model.init_args.optimizer", "trap.function"),
     ("model.init_args.scheduler", {"class_path": "trap.function"}),
+    ("model.init_args.optimizer", {"class_path": "torch.hub.load", "init_args": {"repo_or_dir": "a/b", "model": "c"}}),
     ("data.init_args.data_dir", "elsewhere"),
     ("data.init_args.mirrors", ["http://127.0.0.1:1"]),
 ]
@@ -253,12 +254,19 @@ def test_runs_own_checkpoint_brings_its_classes(convnet: Path, trap: None) -> No
     assert Path("sprung").exists()
 
 
+LIGHTNINGS = {
+    "_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": "mnist_lightning.convnet.ConvNet"
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("read", [
     load_model, lambda path: run(["export", "--ckpt_path", path, "--output", "a.pt2"]),
 ], ids=["load_model", "export"])  # fmt: skip
 @pytest.mark.parametrize("edit", [
     {"class_path": "trap.Net"}, {"hyper_parameters": {"_instantiator": "trap.function", "_class_path": "trap.Net"}},
     {"hyper_parameters": {"optimizer": "trap.function"}},
+    {"hyper_parameters": {**LIGHTNINGS, "optimizer": {"class_path": "trap.Optimizer"}}},
+    {"hyper_parameters": {**LIGHTNINGS, "optimizer": "trap.function"}},
 ])  # fmt: skip
 def test_model_of_a_strangers_checkpoint_imports_nothing(read: Any, edit: Any, convnet: Path, trap: None) -> None:
     content = loaded(convnet / "checkpoints" / "last.ckpt")
