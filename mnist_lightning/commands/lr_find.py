@@ -30,6 +30,7 @@ class LearningRateFind(Training):
         if rate is None:
             remedy = "try --data.batch_size 16, or --trainer.limit_train_batches 1.0."
             raise UserError("enough steps to see a learning rate", "too few", remedy)
+        self.results = {"lr": rate}
         option = "--model.optimizer.lr " if "optimizer" in self.settings.model.get("init_args", {}) else ""
         rank_zero_only(print)(f"A learning rate to try: {option}{rate:.2g}; nothing was trained.")
 

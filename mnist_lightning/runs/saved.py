@@ -156,7 +156,7 @@ class Saved:
             raise UserError("a checkpoint of a DigitClassifier", got, remedy)
         module, _, name = self.class_path.rpartition(".")
         if not (self.class_path.startswith(KNOWN) or module in sys.modules or self.is_of_its_run()):
-            remedy = f"import {module} first, if you trust the file; or leave it in its run's folder."
+            remedy = f"leave it in its run's folder; or, if you trust it, import {module} first, from Python."
             raise UserError("a checkpoint of classes that are known here", f"{self.path}, of {self.class_path}", remedy)
         remedy = "install that class's package, or the version of this one that wrote the checkpoint."
         buffer = io.BytesIO()
