@@ -102,7 +102,8 @@ def of_a_stranger(settings: dict[str, Any], modules: set[str]) -> tuple[dict[str
 
     def is_known(path: str) -> bool:
         if path.startswith(KNOWN):
-            return inspect.isclass(class_named(path))  # a function would be called: torch.hub.load, for example
+            found = class_named(path)  # None: it is gone, which the parser says
+            return found is None or inspect.isclass(found)  # a function would be called: torch.hub.load, for example
         return path.rpartition(".")[0] in modules
 
     def plain(key: str, value: Any) -> Any:
