@@ -43,6 +43,10 @@ class Example(NamedTuple):
     def __str__(self) -> str:
         return f"{self.dtype} (B, {', '.join(map(str, self.shape))})"
 
+    def plain(self) -> dict[str, Any]:
+        """As a checkpoint holds it."""
+        return {"shape": list(self.shape), "dtype": self.dtype}
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return vars(torch)[self.dtype]
@@ -53,7 +57,6 @@ class Example(NamedTuple):
         return self.dtype == "uint8" and self.shape == (3, *self.shape[-1:] * 2)
 
 
-MNIST = {"shape": [1, 28, 28], "dtype": "uint8"}
 MNIST_EXAMPLE = Example((1, 28, 28), "uint8")
 
 
@@ -185,10 +188,11 @@ class Saved:
 
     def _pictures(self) -> tuple[list[str], dict[str, Any]]:
         """The classes and the form of an ImageFolder's pictures, also after a fit from Python; else MNIST's form."""
-        state, size = self.content.get("ImageFolder"), self.data_hyperparameters.get("size")
+        state = self.content.get("ImageFolder")
+        size: Any = self.data_hyperparameters.get("size")
         names: Any = state.get("class_names") if isinstance(state, dict) else None
-        seen: dict[str, Any] = {"shape": [3, size, size], "dtype": "uint8"}
-        return (list(names), seen) if is_list_of_names(names) and is_example(seen) else ([], MNIST)
+        seen = Example((3, size, size), "uint8").plain()
+        return (list(names), seen) if is_list_of_names(names) and is_example(seen) else ([], MNIST_EXAMPLE.plain())
 
     def _get(self, key: str, default: Any, valid: Any) -> Any:
         """A value that somebody may have edited."""
@@ -231,7 +235,7 @@ def save_run(
     """Adds what a run knows to a checkpoint that Lightning is about to write."""
     checkpoint |= {"mnist_lightning": settings, **vars(progress)}
     if example is not None:
-        checkpoint["example_input"] = {"shape": list(example.shape), "dtype": example.dtype}
+        checkpoint["example_input"] = example.plain()
     if class_names:
         checkpoint["class_names"] = class_names
 
