@@ -110,17 +110,18 @@ def elsewhere(loop: str) -> Generator[Any, None, None]:
 
 
 def convnet(options: argparse.Namespace) -> None:
-    """One epoch of the default recipe, four ways in turn, and the peak memory of them."""
+    """One epoch of the default recipe, five ways in turn, and the peak memory of them."""
     steps = 20 if options.quick else None
     args = ["--data.source", "mnist", "--data.data_dir", options.data_dir, "--trainer.max_epochs", "1"]
     args += ["--trainer.limit_train_batches", "20"] if options.quick else []
-    fit = f"from benchmarks.speed import fits\nfor value in fits(*{args!r}):"
+    fit = "from benchmarks.speed import fits\nfor value in fits(*{!r}):"
     loops = {
         "the original's loop": f"for value, _ in tutorial_convnet({options.writable!r}, {steps}):",
         "a bare loop over in-memory batches": f"for value in bare_convnet({options.data_dir!r}, {steps}):",
         "the bare loop, freed memory kept": f"keep_freed_memory()\nfor value in bare_convnet({options.data_dir!r}, "
         f"{steps}):",
-        "`fit`": fit,
+        "`fit`": fit.format(args),
+        "`fit`, `--trainer.precision bf16-mixed`": fit.format([*args, "--trainer.precision", "bf16-mixed"]),
     }
     ways = {name: elsewhere(loop) for name, loop in loops.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
