@@ -113,7 +113,9 @@ def plot(sizes: list[int], points: dict[str, list[float]], path: str) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.subplots()
     for name, means in points.items():
-        panel.plot(sizes, [100 - mean for mean in means], "o-", label=name)
+        trained, _, pretraining = name.partition(", ")
+        label = f"ResNet18 pretrained on {pretraining}, {trained}" if pretraining else name
+        panel.plot(sizes, [100 - mean for mean in means], "o-", label=label)
     panel.set(xscale="log", yscale="log", xlabel="training images", ylabel="test error, %")
     panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
     panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])

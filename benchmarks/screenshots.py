@@ -76,7 +76,9 @@ def scalars(page: Page, address: str, run: str) -> None:
 
 
 def images(page: Page, address: str, run: str) -> None:
-    show(page, f"{address}#images", run, "test/(conf|mis)|maps")
+    show(page, f"{address}#images", run, "test/(conf|mis)")
+    page.get_by_text("Show actual image size").click()
+    page.wait_for_timeout(2000)
 
 
 def show(page: Page, address: str, run: str, tags: str) -> None:

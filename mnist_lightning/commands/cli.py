@@ -35,7 +35,7 @@ from mnist_lightning.commands.parser import (
 )
 from mnist_lightning.commands.predict import Predict
 from mnist_lightning.commands.refusals import built, typed, untrusted
-from mnist_lightning.commands.settings import look_ahead, of_a_stranger, settings_of
+from mnist_lightning.commands.settings import config_files_first, look_ahead, of_a_stranger, settings_of
 from mnist_lightning.convnet import ConvNet
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError, refuse, report
@@ -105,12 +105,12 @@ def call(name: str, *words: str) -> None:
 
 
 class CLI(LightningCLI):
-    """The commands that have a Trainer; a checkpoint brings its settings along. `command` is the one that ran."""
+    """The commands that have a Trainer, from words as they are typed; a checkpoint brings its settings along."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: list[str] | None = None) -> None:
         hush()
         keep_freed_memory()
-        self.words: list[str] = sys.argv[1:] if args is None else list(args)
+        self.words = config_files_first(sys.argv[1:] if args is None else args)
         self.parsers: dict[str, LightningArgumentParser] = {}
         with ExitStack() as self.opened:
             super().__init__(
@@ -176,7 +176,8 @@ class CLI(LightningCLI):
         if ahead.ckpt_path in ("best", "last") or saved.is_of_its_run(resuming=ahead.subcommand == "fit"):
             return settings
         taken, left_out = of_a_stranger(settings, ahead.modules)
-        if left_out:
+        typed = {word.partition("=")[0] for word in self.words}
+        if left_out := [name for name in left_out if name not in typed]:
             rank_zero_only(print)(f"Not taken from {saved.path}, for it isn't its run's: {', '.join(left_out)}.")
         return taken
 
@@ -186,7 +187,8 @@ class CLI(LightningCLI):
                 self.parsers[name].set_defaults(settings)
         except (ValueError, AttributeError, ImportError, TypeError) as error:
             got = " and ".join(str(settings[key]["class_path"]) for key in ("model", "data") if key in settings)
-            raise UserError("a checkpoint of classes that exist here", got, "install their package.") from error
+            remedy = "install their package, or the version of it that wrote the checkpoint."
+            raise UserError("a checkpoint of classes that exist here, as they were", got, remedy) from error
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning's own would let the checkpoint override what was typed, in silence."""

@@ -66,6 +66,8 @@ class Command:
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         """Takes the model and the data, gets what they need, then makes the folder: what fails leaves no trace."""
         self.model, self.data = model, data
+        if str(self.settings.trainer.precision) in ("64", "64-true"):
+            model.double()  # Lightning does so after it has loaded a checkpoint's weights, and would round them
         if isinstance(data, ImagesDataModule):
             data.setup(self.stage)  # before there is any file
 

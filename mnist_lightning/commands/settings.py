@@ -17,6 +17,17 @@ PLAIN_TEXTS = ("precision", "gradient_clip_algorithm")  # settings of the Traine
 PLACES = ("data_dir", "mirrors", "path", "save_seen")  # settings of the data that say where to read or write
 
 
+def config_files_first(typed: list[str]) -> list[str]:
+    """The same words, with a command's config files before its options: what is typed wins, wherever it stands."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scan.add_argument("-c", "--config", action="append", default=[])
+    try:
+        found, rest = scan.parse_known_args(typed[1:])
+    except argparse.ArgumentError:  # an option without its value: the real parser says so
+        return typed
+    return [*typed[:1], *(f"--config={path}" for path in found.config), *rest]
+
+
 def look_ahead(typed: list[str]) -> argparse.Namespace:
     """What is read before the rest: the checkpoint, whose settings become the parser's defaults, and where it is."""
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, OpenUnitInterval, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
 
 from mnist_lightning.data import balanced
@@ -26,7 +26,7 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.loader import Batch, Batched, Images, ImagesDataModule
 from mnist_lightning.photos.answers import Answered, write_and_print
 from mnist_lightning.photos.contact_sheet import SIDE, check_place
-from mnist_lightning.photos.layout import Picture, class_names, read_layout, some
+from mnist_lightning.photos.layout import Picture, class_names, rank, read_layout, some
 from mnist_lightning.photos.reading import Found, find_pictures, read_squares, shown_name
 
 IN_MEMORY = 2 * 10**9  # bytes of pictures; of more, each batch is read from disk when it is needed
@@ -48,7 +48,8 @@ class ImageFolder(ImagesDataModule):
         batch_size: training pictures a step, on each process.
         val_size: share of each class that is kept for validation, where there is no folder for that. 0 trains on all
             and keeps the last epoch.
-        test_size: share of each class that is kept for the test, where there is no folder for that.
+        test_size: share of each class that is kept for the test, where there is no folder for that. 1 tests a model
+            on all pictures of another folder.
         split_seed: chooses which pictures those are. Independent of --seed_everything.
         train_size: train on only so many of the training pictures, the same number of each class; the default is all.
         augment: crop each training picture at random to 8 to 100 % of its area, and mirror every other, anew each
@@ -74,7 +75,7 @@ class ImageFolder(ImagesDataModule):
         size: PositiveInt = 224,
         batch_size: PositiveInt = 16,  # people have a few hundred pictures: an epoch has to have steps enough
         val_size: ClosedUnitInterval = 0.15,
-        test_size: OpenUnitInterval = 0.15,
+        test_size: ClosedUnitInterval = 0.15,
         split_seed: int = 0,
         train_size: PositiveInt | None = None,
         augment: bool = False,
@@ -85,7 +86,7 @@ class ImageFolder(ImagesDataModule):
         self.save_hyperparameters()
         if not path:
             raise UserError("a folder of pictures at --data.path", "an empty path", "for example --data.path photos/")
-        if not (0 <= val_size < 1 and 0 < test_size < 1):
+        if not (0 <= val_size < 1 and 0 < test_size <= 1):
             got = f"val_size {val_size}, test_size {test_size}"
             raise UserError("shares of the pictures, below 1", got, "leave them out to have 0.15 of each class.")
         self.path = Path(path).expanduser()
@@ -118,15 +119,19 @@ class ImageFolder(ImagesDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "class_names": self.class_names}
+        state = {**super().state_dict(), "class_names": self.class_names}
+        return state | ({"trained_on": self._trained_on()} if "train" in self.pictures else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the classes of a checkpoint: their order is that of the model's answers.
 
         Raises:
-            UserError: there are pictures of other classes.
+            UserError: there are pictures of other classes; or a fit that goes on would have other pictures.
         """
         super().load_state_dict(state_dict)
+        if "train" in self.pictures and state_dict.get("trained_on", self._trained_on()) != self._trained_on():
+            got, remedy = f"others in {self.path}", "put back what was there, or start a new run, without --ckpt_path."
+            raise UserError("the pictures of the run that goes on", got, remedy)
         known = state_dict["class_names"]
         labelled = [picture for part, pictures in self.pictures.items() if part != "predict" for picture in pictures]
         if others := sorted({picture.class_name for picture in labelled} - set(known)):
@@ -159,9 +164,16 @@ class ImageFolder(ImagesDataModule):
             for file, reason in new.items():
                 print(f"  {shown_name(file, self.path)}: {reason}", file=sys.stderr)
 
+    def _trained_on(self) -> str:
+        """A checksum of the training and validation pictures' names, in their order; the folder may be another."""
+        pictures = self.pictures["train"] + self.pictures["val"]
+        return sha256(b"".join(rank(each.file.relative_to(self.path), self.split_seed) for each in pictures)).hexdigest()
+
     def _by_part(self, needed: Sequence[str]) -> dict[str, list[Picture]]:
         layout = read_layout(self.path, self.val_size, self.test_size, self.split_seed)
         train = layout.parts["train"]
+        if "train" in needed and not train:
+            raise UserError("pictures to train on", "none: --data.test_size 1 is for test", "leave it out.")
         if self.train_size is not None and "train" in needed:
             labels = torch.tensor([layout.class_names.index(picture.class_name) for picture in train])
             kept = balanced(torch.arange(len(train)), labels, self.train_size)

@@ -104,11 +104,13 @@ def rank(name: Path, seed: int) -> bytes:
 
 def split_by_class(pictures: list[Picture], names: list[str], shares: dict[str, float]) -> dict[str, list[Picture]]:
     """The first pictures of each class for the parts in `shares`, at least one each unless a share is 0; the rest for
-    "train".
+    "train". A share of 1 for the test leaves none for the others.
 
     Raises:
         UserError: of a class none are left to train on.
     """
+    if shares.get("test") == 1:
+        return {"test": pictures, "val": [], "train": []}
     total = Counter(picture.class_name for picture in pictures)
     ends: dict[str, list[int]] = {}
     for name in names:

@@ -12,6 +12,8 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from mnist_lightning.files import write_whole
 
+EVENTS = "events.out.tfevents.*"
+
 
 class RunLogger(TensorBoardLogger):
     """Lightning's TensorBoardLogger, and metrics.csv. Lightning's CSVLogger would delete that of a resumed run.
@@ -39,6 +41,7 @@ class RunLogger(TensorBoardLogger):
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
         self.hyperparameters = hyperparameters or {}
         self.shown: dict[str, Any] | None = None  # None until they are given
+        self.run, self.older = run, set(run.glob(EVENTS))
         rows = read_metrics(self.path)
         self.ours = rows is not None
         self.rows = [row for row in rows or [] if resumed_after is None or row["step"] <= resumed_after]
@@ -62,6 +65,9 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
+        if status == "failed" and self.shown is None:  # refused before anything was logged: what Lightning made goes
+            for file in set(self.run.glob(EVENTS)) - self.older:
+                file.unlink()
         try:
             if self.rows:
                 self._write()

@@ -209,6 +209,7 @@ class Progress:
     Attributes:
         generators: the states of all random generators.
         frozen: the names of the parameters that are not trained.
+        processes: how many there were.
         gradients: by parameter, of each process: those that wait for the optimizer's step.
         plateaus: which ReduceLROnPlateau are about to step, and what they look at.
         logged_step: the last that was logged.
@@ -216,6 +217,7 @@ class Progress:
 
     generators: dict[str, Any] | None = None
     frozen: list[str] | None = None
+    processes: int | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     plateaus: dict[int, float] = field(default_factory=dict)
     logged_step: int | None = None
@@ -238,6 +240,12 @@ def save_run(
         checkpoint["example_input"] = example.plain()
     if class_names:
         checkpoint["class_names"] = class_names
+
+
+def is_in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Whether it was saved between two batches of an epoch."""
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return batches["current"]["completed"] > 0 and not batches["is_last_batch"]
 
 
 def complete_epoch(checkpoint: dict[str, Any]) -> None:

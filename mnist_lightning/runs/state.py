@@ -20,7 +20,7 @@ from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pretrained import Features
 from mnist_lightning.runs.classes import named_classes
 from mnist_lightning.runs.logger import RunLogger
-from mnist_lightning.runs.saved import Example, Progress, complete_epoch, save_run
+from mnist_lightning.runs.saved import Example, Progress, complete_epoch, is_in_mid_epoch, save_run
 
 
 class RunState(Callback):
@@ -61,7 +61,7 @@ class RunState(Callback):
         if not all(bool(value.isfinite().all()) for value in parameters.values() if value.requires_grad):
             raise not_finite("weights that aren't", trainer.global_step)
         frozen = [name for name, value in parameters.items() if not value.requires_grad]
-        progress = Progress(generators(), frozen)
+        progress = Progress(generators(), frozen, trainer.world_size)
         if gathers_gradients(trainer, pl_module):
             gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
             # Until the optimizer's step each process has its own.
@@ -76,6 +76,10 @@ class RunState(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._resumed = Progress.of(checkpoint)
+        processes = self._resumed.processes or trainer.world_size
+        if processes != trainer.world_size and (is_in_mid_epoch(checkpoint) or self._resumed.gradients):
+            expected = f"as many processes as before the stop in mid-epoch: {processes}"  # each had a share of its own
+            raise UserError(expected, str(trainer.world_size), f"give --trainer.devices {processes}.")
         if trainer.max_steps >= 0:
             complete_epoch(checkpoint)
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
@@ -96,8 +100,7 @@ class RunState(Callback):
                 # BackboneFinetuning freezes all again: https://github.com/Lightning-AI/pytorch-lightning/issues/21901
                 parameter.requires_grad_(name not in resumed.frozen)
             if name in resumed.gradients:
-                of_each = resumed.gradients[name]
-                mine = of_each[trainer.global_rank] if len(of_each) == trainer.world_size else of_each.mean(0)
+                mine = resumed.gradients[name][trainer.global_rank]
                 parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(mine)
         step_plateaus(trainer, resumed.plateaus)
         if trainer.fit_loop.restarted_mid_epoch:

@@ -59,9 +59,13 @@ def test_shipped_config_is_the_default_recipe_on_mnist(
     assert shipped == default
 
 
-def test_value_typed_beside_a_config_wins(capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("--data.batch_size", 7, "--trainer.max_epochs", 3, "--model.optimizer.lr", 0.5)
-    config = printed_config(capsys, "fit", "--config", CONFIGS / "convnet.yaml", *given)
+@pytest.mark.parametrize("config_first", [True, False])
+def test_value_typed_beside_a_config_wins_wherever_it_stands(
+    config_first: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data.batch_size", 7, "--trainer.max_epochs=3", "--model.optimizer.lr", 0.5]
+    file = ["--config", CONFIGS / "convnet.yaml"]
+    config = printed_config(capsys, "fit", *(file + given if config_first else given + file))
     assert config["data"]["init_args"]["batch_size"] == 7
     assert config["trainer"]["max_epochs"] == 3
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5

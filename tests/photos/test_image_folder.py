@@ -79,6 +79,13 @@ def test_each_class_is_split_by_the_same_shares(flat: Path) -> None:
     assert len({name.split("/")[0] for name in names(data, "test")[:5]}) > 1  # the classes are mixed
 
 
+def test_another_folder_can_be_tested_whole(flat: Path) -> None:
+    data = ready(flat, "test", test_size=1)
+    assert len(names(data, "test")) == 50
+    with pytest.raises(UserError, match="expected pictures to train on\ngot none: --data.test_size 1 is for test"):
+        ready(flat, test_size=1)
+
+
 def test_split_is_the_same_on_every_machine_whatever_can_be_read(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ready(flat)
     assert names(before, "val")[:3] == ["bees/014.png", "黄蜂/007.png", "ants/014.png"]
@@ -121,6 +128,19 @@ def test_labels_are_positions_in_class_names_and_belong_to_their_pictures(flat: 
 def test_train_size_takes_as_many_of_each_class(flat: Path) -> None:
     data = ready(flat, train_size=9)
     assert torch.bincount(data.train_set.labels).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("change", ["added", "removed"])
+def test_fit_does_not_go_on_with_other_pictures(change: str, flat: Path, tmp_path: Path) -> None:
+    state = ready(flat).state_dict()
+    moved = shutil.copytree(flat, tmp_path / "moved")
+    ready(moved).load_state_dict(state)
+    if change == "added":
+        shutil.copy(moved / "ants" / "000.png", moved / "ants" / "more.png")
+    else:
+        (moved / names(ready(moved), "train")[0]).unlink()
+    with pytest.raises(UserError, match="expected the pictures of the run that goes on\ngot others in "):
+        ready(moved).load_state_dict(state)
 
 
 def test_checkpoints_classes_keep_their_labels_where_others_are_missing(flat: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, LambdaLR, SequentialLR
 
 from mnist_lightning.classifier import DigitClassifier
 from mnist_lightning.data import MNISTDataModule
@@ -148,7 +149,7 @@ class TwoOptimizers(DigitClassifier):
     def configure_optimizers(self) -> Any:
         first = torch.optim.SGD(self.backbone.parameters(), lr=self.lr, momentum=0.9)
         second = torch.optim.Adam(self.head.parameters(), lr=self.lr / 10)
-        return [first, second], [torch.optim.lr_scheduler.ExponentialLR(first, 0.9)]
+        return [first, second], [ExponentialLR(first, 0.9)]
 
 
 class WithBackbone(TwoOptimizers):
@@ -163,3 +164,24 @@ class WithBackbone(TwoOptimizers):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr, momentum=0.9)
+
+
+class Scheduled(TwoOptimizers):
+    """A schedule that the command line can't name."""
+
+    def __init__(self, made_of: str) -> None:
+        super().__init__()
+        self.automatic_optimization, self.made_of = True, made_of
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return DigitClassifier.training_step(self, batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        parts = [ConstantLR(optimizer, 0.5, total_iters=1), ExponentialLR(optimizer, 0.7)]
+        schedules = {
+            "ChainedScheduler": lambda: ChainedScheduler(parts),
+            "LambdaLR": lambda: LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
+            "SequentialLR": lambda: SequentialLR(optimizer, parts, milestones=[1]),
+        }
+        return [optimizer], [schedules[self.made_of]()]

@@ -38,7 +38,9 @@ ROWS = {
     "dropout": "--model faults.WithDropout",
     "gradients clipped": f"{TINY} --trainer.gradient_clip_val 0.1",
     "deterministic": f"{TINY} --trainer.deterministic true",
-    "bf16": f"{TINY} --trainer.precision bf16-mixed",
+    "bf16-mixed": f"{TINY} --trainer.precision bf16-mixed",
+    "bf16-true": f"{TINY} --trainer.precision bf16-true",
+    "64-true": f"{TINY} --trainer.precision 64-true",
     "Adam": f"{TINY} --model.optimizer Adam --model.optimizer.lr 0.01 --model.optimizer.amsgrad true",
     "LBFGS": f"{TINY} --model.optimizer LBFGS --model.optimizer.lr 0.1",
     "a part of the batches": f"{TINY} --trainer.limit_train_batches 4 --trainer.limit_val_batches 1",
@@ -74,8 +76,14 @@ ROWS = {
     "--trainer.val_check_interval 2",
     "ReduceLROnPlateau, validated each second epoch": f"{PLATEAU} --model.scheduler.monitor val/loss "
     "--trainer.check_val_every_n_epoch 2",
+    "ReduceLROnPlateau of the training loss": f"{PLATEAU} --model.scheduler.monitor train/loss",
+    # Made of several, or of a function: by the model's own code
+    "ChainedScheduler": "--model faults.Scheduled --model.made_of ChainedScheduler",
+    "LambdaLR": "--model faults.Scheduled --model.made_of LambdaLR",
+    "SequentialLR": "--model faults.Scheduled --model.made_of SequentialLR",
     # Callbacks of Lightning
     "EMAWeightAveraging": f"{CALLBACK}EMAWeightAveraging --trainer.callbacks.decay=0.9",
+    "WeightAveraging": f"{CALLBACK}WeightAveraging",
     "EarlyStopping": f"{CALLBACK}EarlyStopping --trainer.callbacks.monitor=val/loss --trainer.callbacks.min_delta=9 "
     "--trainer.callbacks.patience=2",
     "BackboneFinetuning": f"--model faults.WithBackbone {UNFREEZING}",
@@ -135,7 +143,8 @@ def state(folder: Path, name: str) -> dict[str, Any]:
 
 
 def measured(folder: Path) -> list[dict[str, str]]:
-    return [{key: value for key, value in row.items() if key.startswith(("val", "test"))}
+    told = ("val", "test", "train/loss", "train/acc")
+    return [{key: value for key, value in row.items() if key.startswith(told) and key != "train/loss_step"}
             for row in rows(folder / "metrics.csv")]
 
 
@@ -172,6 +181,12 @@ def test_what_cannot_be_resumed_exactly_is_refused(
     assert f"expected a run that can be resumed exactly got {got}" in message
     assert "start a new run, or use --trainer.callbacks null" in message
     command("fit", "--ckpt_path", "last", "--trainer.callbacks", "null", "--pictures", "false")
+
+
+def test_other_number_of_processes_is_refused_in_mid_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stop(TINY, PLACES[0], monkeypatch) / "checkpoints" / "last.ckpt"
+    torch.save({**loaded(path), "processes": 2}, path)
+    assert "expected as many processes as before the stop in mid-epoch: 2 got 1" in refused("fit", "--ckpt_path", "last")
 
 
 def test_averaging_that_has_not_begun_is_resumed_exactly(

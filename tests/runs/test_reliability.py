@@ -544,17 +544,24 @@ def test_evaluation_is_the_same_on_1_2_and_3_processes(recipe: str, whole: Any, 
 
 
 @slow
-@pytest.mark.parametrize("recipe", ["ConvNet", "ResNet18 on kept features"])
-def test_fit_on_two_processes_is_one_run_and_killed_goes_on(recipe: str, tmp_path: Path, tried: Tried) -> None:
-    args = [*FIT, *RECIPES[recipe].split(), *DDP, *TWO, "--data.batch_size", "32"]
+@pytest.mark.parametrize(("recipe", "fault", "code"), [
+    (RECIPES["ConvNet"], "on_train_batch_start 14 SIGKILL 0", -9),
+    (RECIPES["ResNet18 on kept features"], "on_train_batch_start 14 SIGKILL 0", -9),
+    # Each process has gathered gradients of its own.
+    (RECIPES["ConvNet"] + " --trainer.accumulate_grad_batches 4", "on_train_batch_end 6 SIGTERM 0", 143),
+])  # fmt: skip
+def test_fit_on_two_processes_is_one_run_and_stopped_goes_on(
+    recipe: str, fault: str, code: int, tmp_path: Path, tried: Tried
+) -> None:
+    args = [*FIT, *recipe.split(), *DDP, *TWO, "--data.batch_size", "32"]
     ended = several(tmp_path / "a", *args)
     assert ended.code == 0, ended.output
     assert ended.output.count("Test accuracy") == 1 and len(runs(tmp_path / "a")) == 1
-    assert several(tmp_path / "b", *args, FAULT="on_train_batch_start 14 SIGKILL 0").code == -9
+    assert several(tmp_path / "b", *args, FAULT=fault).code == code
     ended = several(tmp_path / "b", "fit", "--ckpt_path", "last")
     assert ended.code == 0, ended.output
     assert_same_training(last(tmp_path / "a"), last(tmp_path / "b"))
-    tried("SIGKILL of a fit on two processes")
+    tried("A fit on two processes, killed or stopped between two optimizer steps")
 
 
 @slow
