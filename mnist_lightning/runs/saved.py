@@ -101,13 +101,12 @@ class Saved:
 
     @property
     def logged_step(self) -> int:
-        """The last step that was logged before."""
-        logged = self.content.get("logged_step")
-        return self.step if logged is None else int(logged)
+        """The last step that may have been logged before."""
+        return int(self.content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
 
     @property
     def can_be_resumed(self) -> bool:
-        return bool(self.content.get("optimizer_states"))
+        return bool(self.content.get("optimizer_states")) and "loops" in self.content
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -212,7 +211,6 @@ class Progress:
         processes: how many there were.
         gradients: by parameter, of each process: those that wait for the optimizer's step.
         plateaus: which ReduceLROnPlateau are about to step, and what they look at.
-        logged_step: the last that was logged.
     """
 
     generators: dict[str, Any] | None = None
@@ -220,7 +218,6 @@ class Progress:
     processes: int | None = None
     gradients: dict[str, Tensor] = field(default_factory=dict)
     plateaus: dict[int, float] = field(default_factory=dict)
-    logged_step: int | None = None
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> "Progress":
@@ -260,6 +257,7 @@ def complete_epoch(checkpoint: dict[str, Any]) -> None:
             count["completed"] += 1
         batches["current"] = dict.fromkeys(batches["current"], 0)
         batches["is_last_batch"] = False
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which Lightning is about to add
 
 
 def public(hyperparameters: Any) -> dict[str, Any]:

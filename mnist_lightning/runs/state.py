@@ -19,7 +19,6 @@ from mnist_lightning.files import write_whole
 from mnist_lightning.loader import ImagesDataModule
 from mnist_lightning.pretrained import Features
 from mnist_lightning.runs.classes import named_classes
-from mnist_lightning.runs.logger import RunLogger
 from mnist_lightning.runs.saved import Example, Progress, complete_epoch, is_in_mid_epoch, save_run
 
 
@@ -68,9 +67,6 @@ class RunState(Callback):
             progress.gradients = {name: each_process(trainer, value) for name, value in gradients.items()}
         if self._epoch_ended:
             progress.plateaus = due_plateaus(trainer, trainer.current_epoch + 1)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger) and logger.rows:
-                progress.logged_step = int(logger.rows[-1]["step"])
         names = named_classes(trainer.datamodule)  # type: ignore[attr-defined]
         save_run(checkpoint, self.settings, progress, self.example, names)
 
