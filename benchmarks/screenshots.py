@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -127,7 +128,12 @@ def demo(page: Page, address: str) -> None:
     page.wait_for_timeout(5000)
 
 
-TABS = {"scalars": (scalars, 720), "images": (images, 980), "hparams": (hparams, 720), "projector": (projector, 812)}
+TABS = {  # how each is drawn; and which part of a window 1280 pixels wide is kept: left, top, height
+    "scalars": (scalars, 0, 0, 720),
+    "images": (images, 0, 0, 860),
+    "hparams": (hparams, 262, 64, 316),
+    "projector": (projector, 0, 0, 812),
+}
 
 
 def main() -> None:
@@ -146,11 +152,12 @@ def main() -> None:
         with server(*tensorboard) as address:
             browser.new_page().goto(address)  # reads the events; else the first tab may be missing
             time.sleep(10)
-            for name, (draw, height) in TABS.items():
+            for name, (draw, left, top, height) in TABS.items():
                 if name in args.only:
-                    page = browser.new_page(viewport={"width": 1280, "height": height})
+                    page = browser.new_page(viewport={"width": 1280, "height": max(720, top + height)})
                     draw(page, address, args.run)
-                    page.screenshot(path=args.output / f"tensorboard-{name}.png", timeout=90_000)
+                    kept: Any = {"x": left, "y": top, "width": 1280 - left, "height": height}
+                    page.screenshot(path=args.output / f"tensorboard-{name}.png", clip=kept, timeout=90_000)
                     page.close()
         if "demo" in args.only:
             with server(*drawing) as address:

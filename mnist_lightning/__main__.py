@@ -1,5 +1,6 @@
 """python -m mnist_lightning fit | validate | test | predict | lr_find | export | demo"""
 
+import io
 import os
 import select
 import sys
@@ -25,6 +26,8 @@ CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ends
 def main() -> None:
     """The `mnist-lightning` command. What a person can mend ends in three lines and exit code 2."""
     code: int | str | None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a "?" for what the console can't show: a class, a folder
     try:
         try:
             code = command()

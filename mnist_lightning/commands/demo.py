@@ -136,9 +136,9 @@ def build(model: DigitClassifier, names: list[str], example: Example, folder: Pa
                     gradio.Markdown(f"**Feature maps: {name}**")
                     maps.append(gradio.HTML(elem_classes="picture"))
 
-        def answered(sent: dict[str, Any] | None) -> list[str]:
-            file = sent and sent.get("composite") if drawn else sent
-            return show(model, names, example, sent_file(file["path"], folder) if file else None)
+        def answered(sent: Any) -> list[str]:
+            file = sent.get("composite") if drawn and isinstance(sent, dict) else sent
+            return show(model, names, example, sent_file(file, folder))
 
         # A stroke fires input alone in Gradio 6. preprocess would open any format that Pillow has.
         when = given.input if drawn else given.change
@@ -156,10 +156,13 @@ def canvas() -> Any:
     )  # fmt: skip
 
 
-def sent_file(path: str, folder: Path) -> Path | None:
-    """A file in the folder that Gradio writes what is sent to; of other files, which a program may name, nothing."""
+def sent_file(sent: Any, folder: Path) -> Path | None:
+    """The file that Gradio has written into its folder; None where a program sends something else, or names another."""
+    path = sent.get("path") if isinstance(sent, dict) else None
+    if not isinstance(path, str) or "\0" in path:
+        return None
     file = Path(path).resolve()
-    return file if file.is_relative_to(folder.resolve()) and file.is_file() else None
+    return file if file.is_relative_to(folder.resolve()) and os.path.isfile(file) else None
 
 
 def show(model: DigitClassifier, names: list[str], example: Example, file: Path | None) -> list[str]:

@@ -3,7 +3,6 @@
 C = classes, F = pictures that were read, S = pixels a side.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -87,14 +86,8 @@ def write_and_print(
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
-    """Prints rows in columns. What the console can't show becomes a "?"."""
-    encoding = sys.stdout.encoding or "utf-8"
-
-    def shown(text: str) -> str:
-        printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-        return printable.encode(encoding, "replace").decode(encoding)
-
-    rows = [tuple(map(shown, row)) for row in rows]
+    """Prints rows in columns, with a "?" for line breaks and the like."""
+    rows = [tuple("".join(letter if letter.isprintable() else "?" for letter in cell) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

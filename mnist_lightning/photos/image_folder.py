@@ -12,6 +12,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from mnist_lightning.loader import Batch, Batched, Images, ImagesDataModule
 from mnist_lightning.photos.answers import Answered, write_and_print
 from mnist_lightning.photos.contact_sheet import SIDE, check_place
 from mnist_lightning.photos.layout import Picture, class_names, rank, read_layout, some
-from mnist_lightning.photos.reading import Found, find_pictures, read_squares, shown_name
+from mnist_lightning.photos.reading import Found, as_text, find_pictures, read_squares, shown_name
 
 IN_MEMORY = 2 * 10**9  # bytes of pictures; of more, each batch is read from disk when it is needed
 MOST_SEEN = 1000  # pictures on a contact sheet
@@ -120,7 +121,7 @@ class ImageFolder(ImagesDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         state = {**super().state_dict(), "class_names": self.class_names}
-        return state | ({"trained_on": self._trained_on()} if "train" in self.pictures else {})
+        return state | ({"trained_on": self._trained_on} if "train" in self.pictures else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the classes of a checkpoint: their order is that of the model's answers.
@@ -129,7 +130,7 @@ class ImageFolder(ImagesDataModule):
             UserError: there are pictures of other classes; or a fit that goes on would have other pictures.
         """
         super().load_state_dict(state_dict)
-        if "train" in self.pictures and state_dict.get("trained_on", self._trained_on()) != self._trained_on():
+        if "train" in self.pictures and state_dict.get("trained_on", self._trained_on) != self._trained_on:
             got, remedy = f"others in {self.path}", "put back what was there, or start a new run, without --ckpt_path."
             raise UserError("the pictures of the run that goes on", got, remedy)
         known = state_dict["class_names"]
@@ -150,7 +151,7 @@ class ImageFolder(ImagesDataModule):
         pictures = []
         for file in self.to_predict:
             folders = file.relative_to(self.path).parts[:-1]
-            label = next((folder for folder in folders if folder in names), "")
+            label = next((folder for folder in map(as_text, folders) if folder in names), "")
             name, remark = shown_name(file, self.path), self.left_out.get(file, "")
             pictures.append(Answered(name, seen.get(file), remark, label))
         return write_and_print(pictures, probabilities, path, names, self.save_seen)
@@ -164,10 +165,11 @@ class ImageFolder(ImagesDataModule):
             for file, reason in new.items():
                 print(f"  {shown_name(file, self.path)}: {reason}", file=sys.stderr)
 
+    @cached_property
     def _trained_on(self) -> str:
         """A checksum of the training and validation pictures' names, in their order; the folder may be another."""
-        pictures = self.pictures["train"] + self.pictures["val"]
-        return sha256(b"".join(rank(each.file.relative_to(self.path), self.split_seed) for each in pictures)).hexdigest()
+        files = [picture.file.relative_to(self.path) for picture in self.pictures["train"] + self.pictures["val"]]
+        return sha256(b"".join(rank(file, self.split_seed) for file in files)).hexdigest()
 
     def _by_part(self, needed: Sequence[str]) -> dict[str, list[Picture]]:
         layout = read_layout(self.path, self.val_size, self.test_size, self.split_seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mnist_lightning.errors import UserError
-from mnist_lightning.photos.reading import Found, find_pictures, is_hidden
+from mnist_lightning.photos.reading import Found, as_text, find_pictures, is_hidden
 
 # Of the folders of the parts, in small or capital letters.
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -45,7 +45,8 @@ def class_folders(path: Path) -> dict[str, Path]:
     """The folder of each class by its name, sorted; none where there is no folder `path`."""
     if not path.is_dir():
         return {}
-    return {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir() and not is_hidden(folder.name)}
+    folders = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and not is_hidden(folder.name))
+    return {as_text(folder.name): folder for folder in folders}
 
 
 def class_names(path: Path) -> list[str]:
@@ -66,7 +67,7 @@ def read_layout(path: Path, val_size: float, test_size: float, seed: int) -> Lay
     for file in sorted(found.pictures, key=lambda file: rank(file.relative_to(path), seed)):
         for part, folder in folders.items() or [("train", path)]:
             if file.is_relative_to(folder) and file.parent != folder:
-                parts[part].append(Picture(file, file.relative_to(folder).parts[0]))
+                parts[part].append(Picture(file, as_text(file.relative_to(folder).parts[0])))
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
     shares = {part: share for part, share in (("test", test_size), ("val", val_size)) if part not in parts}
@@ -82,7 +83,7 @@ def check_classes(folder: Path, names: list[str]) -> None:
         remedy = "make a folder for each class; pictures of unknown classes are for predict."
         raise UserError(f"folders of classes in {folder}: {SHOWN}", "none", remedy)
     if len(names) < 2:
-        inner = list(class_folders(folder / here[0]))
+        inner = list(class_folders(class_folders(folder)[here[0]]))
         remedy = f"give --data.path {folder / here[0]}" if len(inner) > 1 else "make a folder for each class."
         raise UserError(f"two classes or more in {folder}: {SHOWN}", f"one: {here[0]}", remedy)
     if others := [name for name in here if name not in names]:

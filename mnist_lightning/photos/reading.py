@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from mnist_lightning.runs.folder import LOGS
+
 NO_RASTERS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 MAX_PIXELS = 150_000_000  # of a picture: 12,000×9,000 is 108 million; some 600 MB while it is read
 MARGIN = 256 / 224  # the short side of the picture, as a multiple of the square's: what ImageNet's models are tested on
@@ -86,14 +88,18 @@ def files_under(folder: Path, sheet: Path | None = None) -> tuple[list[Path], li
 
 
 def is_hidden(name: str) -> bool:
-    """Of a file or folder; also what macOS adds to its archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Of a file or folder; also what macOS adds to its archives, and the runs of `fit --data.path .`."""
+    return name.startswith(".") or name in ("__MACOSX", LOGS)
+
+
+def as_text(name: str) -> str:
+    """The name of a file, which is bytes, of any encoding."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def shown_name(file: Path, path: Path) -> str:
     """A file's name relative to the path that was given, as text."""
-    name = file.name if file == path else str(file.relative_to(path))
-    return os.fsencode(name).decode("utf-8", "backslashreplace")  # a file's name is bytes, of any encoding
+    return as_text(file.name if file == path else str(file.relative_to(path)))
 
 
 @contextmanager

@@ -202,7 +202,11 @@ def send(address: str, content: bytes, drawn: bool = True) -> str:
     body, kind = head + content + b"\r\n--cut--\r\n", "multipart/form-data; boundary=cut"
     path = json.loads(request(f"{address}gradio_api/upload", body, Content_Type=kind))[0]
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    sent = {"background": None, "layers": [], "composite": file} if drawn else file
+    return answer_to(address, {"background": None, "layers": [], "composite": file} if drawn else file)
+
+
+def answer_to(address: str, sent: Any) -> str:
+    """What is shown of what a browser, or a program, says that it has sent."""
     call = f"{address}gradio_api/call/answered"
     data = json.dumps({"data": [sent]}).encode()
     event = json.loads(request(call, data, Content_Type="application/json"))["event_id"]
@@ -217,6 +221,8 @@ def test_each_of_many_people_at_once_gets_an_answer(served: Served) -> None:
         answers = list(pool.map(lambda digit: send(served.address, drawn[digit]), people))
     assert [texts("answer", answer) for answer in answers] == [[digit] for digit in people]
     assert texts("answer", send(served.address, b"no picture")) == ["?"]
+    for odd in (None, 3, "composite", {"composite": 3}, {"composite": {"path": 3}}):
+        assert texts("answer", answer_to(served.address, odd)) == ["?"]
     assert served.errors.read_text() == ""
 
 
@@ -293,8 +299,9 @@ def test_only_what_was_sent_is_read(tmp_path: Path) -> None:
     for file in (sent / "a", tmp_path / "b"):
         file.write_bytes(b"drawn")
     (sent / "link").symlink_to(tmp_path / "b")
-    paths = [sent / "a", tmp_path / "b", sent / "../b", sent / "link", sent, sent / "none"]
-    assert [sent_file(str(path), sent) for path in paths] == [sent / "a", *5 * [None]]
+    paths = [sent / "a", tmp_path / "b", sent / "../b", sent / "link", sent, sent / "none", sent / ("a" * 300), "\0"]
+    assert [sent_file({"path": str(path)}, sent) for path in paths] == [sent / "a", *7 * [None]]
+    assert [sent_file(odd, sent) for odd in (None, "a", {}, {"path": 3}, [str(sent / "a")])] == 5 * [None]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """What `python -m mnist_lightning` answers by itself, before torch and lightning are imported."""
 
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_lightning import __main__
 from mnist_lightning.commands.messages import COMMAND_NAMES
 
 # As runpy would, and then whether torch was imported.
@@ -34,6 +36,16 @@ def test_misspelt_or_missing_command_is_answered_without_torch(args: tuple[str, 
     answer = run(*args)
     assert answer.returncode == 2 and answer.stdout == "False\n"
     assert answer.stderr.count("\n") == 3
+
+
+def test_what_a_console_cannot_show_becomes_a_question_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(__main__, "command", lambda: print("Run 猫"))
+    with pytest.raises(SystemExit):
+        __main__.main()
+    console.seek(0)
+    assert console.read() == "Run ?\n"
 
 
 @pytest.mark.parametrize(("args", "buffered"), [("--help", True), ("--help", False), ("fit --data running.Few", False)])

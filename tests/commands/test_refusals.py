@@ -231,7 +231,7 @@ REFUSED: dict[str, dict[str, str]] = {
         "test --ckpt_path hyper_unknown.ckpt": f"{NO_OPTION} | --model.dropout | …",
         "test --ckpt_path data_range.ckpt": "--data.batch_size to be a number >0 | …-3",
         "test --ckpt_path class_gone.ckpt":
-            "a checkpoint of classes that exist here, as they were | mnist_lightning.gone.Net… | install their package…",
+            "a checkpoint of classes that exist here, as they were | mnist_lightning.gone.Net… | install …",
         "test --ckpt_path class_foreign.ckpt": "… | …torch.nn.…Linear… | …",
         # Weights
         f"{DIGITS} --model ResNet18 --model.weights nowhere.pth":

@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,19 @@ def test_labels_are_positions_in_class_names_and_belong_to_their_pictures(flat: 
         for images, labels in getattr(data, f"{part}_dataloader")():
             assert images.dtype == torch.uint8 and images.shape[1:] == (3, 28, 28)
             assert images[:, :, 14, 14].argmax(1).tolist() == labels.tolist()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all names are Unicode")
+def test_class_may_be_called_by_bytes_that_are_no_text(flat: Path) -> None:
+    (flat / "ants").rename(flat / os.fsdecode(b"fourmis \xe9"))
+    data = ready(flat)
+    assert data.class_names == ["bees", "fourmis \\xe9", "黄蜂"]
+    assert torch.bincount(data.train_set.labels).tolist() == [14, 14, 6]
+
+
+def test_runs_beside_the_classes_are_no_class(flat: Path) -> None:
+    paint(flat / "lightning_logs" / "ResNet18", ["report.png"])
+    assert ready(flat).class_names == sorted(COLOURS)
 
 
 def test_train_size_takes_as_many_of_each_class(flat: Path) -> None:

@@ -134,7 +134,7 @@ def test_any_file_name_is_written_and_shown_on_any_console(
     (folder / "a.png").rename(folder / os.fsdecode(b"\xe9-\xe7\x8c\xab\n.png"))  # a Latin-1 byte, a cat in UTF-8
     photos = Photos(str(folder), str(tmp_path / "seen.png"))
     photos.setup("predict")
-    console = io.TextIOWrapper(io.BytesIO(), encoding)
+    console = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")  # as main() sets it
     monkeypatch.setattr(sys, "stdout", console)
     assert photos.tell(torch.tensor([[0.1, 0.9]]), table, ["猫", "no"])
     console.seek(0)

@@ -191,7 +191,8 @@ def test_what_cannot_be_resumed_exactly_is_refused(
 def test_other_number_of_processes_is_refused_in_mid_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = stop(TINY, PLACES[0], monkeypatch) / "checkpoints" / "last.ckpt"
     torch.save({**loaded(path), "processes": 2}, path)
-    assert "expected as many processes as before the stop in mid-epoch: 2 got 1" in refused("fit", "--ckpt_path", "last")
+    message = refused("fit", "--ckpt_path", "last")
+    assert "expected as many processes as before the stop in mid-epoch: 2 got 1" in message
 
 
 def test_averaging_that_has_not_begun_is_resumed_exactly(
