@@ -110,7 +110,7 @@ def plot(sizes: list[int], points: dict[str, list[float]], path: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     panel = figure.subplots()
     for name, means in points.items():
         trained, _, pretraining = name.partition(", ")
@@ -122,7 +122,7 @@ def plot(sizes: list[int], points: dict[str, list[float]], path: str) -> None:
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_minor_locator(NullLocator())
     panel.grid(alpha=0.3)
-    panel.legend()
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
