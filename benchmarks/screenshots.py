@@ -25,10 +25,10 @@ from urllib.request import urlopen
 from playwright.sync_api import Page, sync_playwright
 
 GPU_IN_SOFTWARE = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # for the projector
-FIND_DATA_PANEL = """() => {
+FIND = """(name) => {
     const find = (root) => {
         for (const element of root.querySelectorAll("*")) {
-            if (element.localName === "vz-projector-data-panel") return element;
+            if (element.localName === name) return element;
             const inside = element.shadowRoot && find(element.shadowRoot);
             if (inside) return inside;
         }
@@ -104,8 +104,16 @@ def hparams(page: Page, address: str, run: str) -> None:
 def projector(page: Page, address: str, run: str) -> None:
     page.goto(f"{address}#projector")  # it opens with the first run
     page.wait_for_timeout(30000)
+    frame = page.frames[-1]
     # Not by clicks: the moving picture keeps a slow machine too busy to take them.
-    page.frames[-1].evaluate_handle(FIND_DATA_PANEL).evaluate("panel => { panel.selectedColorOptionName = 'label' }")
+    frame.evaluate_handle(FIND, "vz-projector-data-panel").evaluate(
+        "panel => { panel.selectedColorOptionName = 'label' }"
+    )
+    # t-SNE in the plane keeps the classes apart, where three principal components put one before another.
+    frame.evaluate_handle(FIND, "vz-projector-projections-panel").evaluate(
+        "panel => { panel.showTab('tsne'); setTimeout(() => { panel.tSNEis3d = false }, 5000) }"
+    )
+    page.wait_for_timeout(90_000)
     page.mouse.move(645, 420)
     page.mouse.wheel(0, 150)  # farther away; that ends the rotation, too
     page.mouse.move(1100, 600)
@@ -130,7 +138,7 @@ def demo(page: Page, address: str) -> None:
 
 TABS = {  # how each is drawn; and which part of a window 1280 pixels wide is kept: left, top, height
     "scalars": (scalars, 0, 0, 720),
-    "images": (images, 0, 0, 860),
+    "images": (images, 0, 0, 766),
     "hparams": (hparams, 262, 64, 316),
     "projector": (projector, 0, 0, 812),
 }
