@@ -183,6 +183,16 @@ def loaded(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+def plain(value: Any) -> Any:
+    """With tensors as bytes: == then compares to the last bit."""
+    if isinstance(value, torch.Tensor):
+        stored = value.float() if value.dtype == torch.bfloat16 else value.contiguous()  # numpy has no bfloat16
+        return str(value.dtype), tuple(value.shape), stored.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: plain(content) for key, content in value.items()}
+    return [plain(content) for content in value] if isinstance(value, (list, tuple)) else value
+
+
 def events(run_folder: Path) -> EventAccumulator:
     return EventAccumulator(str(run_folder)).Reload()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import command, loaded, refused, rows
+from running import command, loaded, plain, refused, rows
 
 from mnist_lightning import load_model
 from mnist_lightning.commands.cli import run
@@ -127,15 +127,6 @@ def stop(row: str, place: str, monkeypatch: pytest.MonkeyPatch) -> Path:
         run([*USUAL, *row.split()])
     (folder,) = Path().glob("lightning_logs/*/version_0")
     return folder
-
-
-def plain(value: Any) -> Any:
-    """With tensors as bytes: == then compares to the last bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.float().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: plain(content) for key, content in value.items()}
-    return [plain(content) for content in value] if isinstance(value, (list, tuple)) else value
 
 
 def state(folder: Path, name: str) -> dict[str, Any]:

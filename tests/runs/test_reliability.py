@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import faults
 import pytest
 import torch
+from running import plain
 
 import mnist_lightning
 from mnist_lightning.errors import UserError
@@ -105,15 +106,6 @@ def last(folder: Path) -> Path:
     """The last checkpoint of the only run."""
     (run,) = runs(folder)
     return run / "checkpoints" / "last.ckpt"
-
-
-def plain(value: Any) -> Any:
-    """With tensors as bytes: == then compares to the last bit."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: plain(content) for key, content in value.items()}
-    return [plain(content) for content in value] if isinstance(value, (list, tuple)) else value
 
 
 TRAINED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
