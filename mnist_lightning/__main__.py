@@ -26,6 +26,8 @@ CLOSED_PIPE = 128 + 13  # as of a program that SIGPIPE ends
 def main() -> None:
     """The `mnist-lightning` command. What a person can mend ends in three lines and exit code 2."""
     code: int | str | None
+    # None where they were closed, as by >&-
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a "?" for what the console can't show: a class, a folder
     try:

@@ -84,9 +84,13 @@ class ImagesDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
+    def parts(self) -> dict[str, Images]:
+        """The data sets that there are, by their names: of pictures a command reads only those that it needs."""
+        return {name: vars(self)[f"{name}_set"] for name in ("train", "val", "test") if f"{name}_set" in vars(self)}
+
     def use_features(self, part: Literal["train", "val", "test"], features: Any) -> None:
         """From now on the batches of a part hold `features`, indexed as images are, in their place; None ends that."""
-        {"train": self.train_set, "val": self.val_set, "test": self.test_set}[part].stand_in = features
+        self.parts()[part].stand_in = features
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed}

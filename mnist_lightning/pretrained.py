@@ -126,9 +126,11 @@ class PretrainedClassifier(DigitClassifier):
         Raises:
             UserError: the images are of another kind, or the backbone has no weights yet.
         """
-        wrong = images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3)
-        if wrong or min(images.shape[2:]) < 28:
-            raise wrong_images("uint8 images (B, 1 or 3, H, W) of 28 pixels a side and more, 0 to 255", images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise wrong_images("uint8 images (B, 1 or 3, H, W), 0 to 255", images)
+        if min(images.shape[2:]) < 28:
+            got = "{}×{}".format(*images.shape[2:])
+            raise UserError("images of 28 pixels a side and more", got, "enlarge them, as by --data.size 28 and more.")
         if not self.has_weights:
             remedy = "call model.load_pretrained(), fit it, or load a checkpoint."
             raise UserError("a backbone with its weights loaded", f"a {type(self).__name__} only just built", remedy)
@@ -185,14 +187,14 @@ class PretrainedClassifier(DigitClassifier):
             expected = f"{type(self).__name__}'s weights in torchvision's names, or a checkpoint of this project"
             remedy = "give --model.weights another file, imagenet or none."
             use_imagenet = self.weights == "imagenet"
-            content = self.imagenet() if use_imagenet else load_safely(Path(self.weights), expected, remedy)
             try:
+                content = self.imagenet() if use_imagenet else load_safely(Path(self.weights), expected, remedy)
                 state = content.get("state_dict", content)  # a checkpoint holds one, torchvision's file is one
                 ours = {name.removeprefix("backbone."): state[name] for name in state if name.startswith("backbone.")}
                 gone = [name for name, layer in self.backbone.named_children() if isinstance(layer, nn.Identity)]
                 theirs = {name: state[name] for name in state if name.partition(".")[0] not in gone}
                 self.backbone.load_state_dict(ours or theirs)
-            except (AttributeError, TypeError, RuntimeError) as error:
+            except (AttributeError, TypeError, RuntimeError, OSError) as error:  # OSError: of a download
                 raise UserError(expected, f"{self.weights}: {' '.join(str(error).split())[:200]}", remedy) from error
         self.has_weights = True
 

@@ -77,8 +77,8 @@ TUTORIAL = [PACKAGE / f"{name}.py" for name in ("data", "sources", "classifier",
 
 
 @pytest.mark.parametrize(("files", "most"), [
-    (TUTORIAL, 640), ([PACKAGE / "commands" / "cli.py"], 220), (FILES, 6800),
-    (Path(__file__).parent.rglob("*.py"), 9000),
+    (TUTORIAL, 640), ([PACKAGE / "commands" / "cli.py"], 220), (FILES, 6900),
+    (Path(__file__).parent.rglob("*.py"), 9100),
 ], ids=["the tutorial", "cli.py", "package", "tests"])  # fmt: skip
 def test_it_stays_within_its_budget_of_lines(files: Iterable[Path], most: int) -> None:
     assert lines_of(files) <= most

@@ -158,7 +158,7 @@ class CLI(LightningCLI):
             model = ahead.model.rpartition(".")[2] if ahead.model else None
             path = find_checkpoint(ahead.ckpt_path, Path(ahead.root), model)
             saved = Saved(path)
-            saved_settings = settings_of(saved, resuming=ahead.subcommand == "fit")
+            saved_settings = settings_of(saved, ahead.subcommand == "fit", ahead.data)
             trusted = self.trusted(saved, saved_settings, ahead)
             refuse(untrusted(saved, saved_settings.keys() - trusted - ahead.named))
             self.set_defaults(ahead.subcommand, trusted)
@@ -185,7 +185,7 @@ class CLI(LightningCLI):
         try:
             if name in self.parsers:
                 self.parsers[name].set_defaults(settings)
-        except (ValueError, AttributeError, ImportError, TypeError) as error:
+        except (ValueError, AttributeError, ImportError, TypeError, KeyError) as error:
             got = " and ".join(str(settings[key]["class_path"]) for key in ("model", "data") if key in settings)
             remedy = "install their package, or the version of it that wrote the checkpoint."
             raise UserError("a checkpoint of classes that exist here, as they were", got, remedy) from error

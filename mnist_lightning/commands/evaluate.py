@@ -29,6 +29,8 @@ class Evaluate(Command):
 
     def build(self, model: LightningModule, data: LightningDataModule) -> None:
         super().build(model, data)
+        if isinstance(data, ImageFolder) and self.saved.class_names:
+            data.use_classes(self.saved.class_names)
         self.folder = results_of(self.saved.path)
 
     def logger(self) -> Logger:
@@ -83,7 +85,7 @@ def measured_on(trainer: Trainer, data: LightningDataModule, part: str) -> str:
     if not isinstance(data, ImagesDataModule):
         return f"{portion}the {kind} images of {type(data).__name__}"
     if loaders is None:  # --trainer.strategy ddp_spawn: other processes had them
-        data.setup(part)
+        data.setup("test" if part == "test" else "validate")
     count = f"{len(data.test_set if part == 'test' else data.val_set):,} {kind}"
     source = data.source if isinstance(data, MNISTDataModule) else None
     if source == "mnist":

@@ -89,6 +89,8 @@ def export(ckpt_path: str, output: str) -> None:
     with write_whole(output) as file:
         file.write(content)
     print(f"{'Checkpoint':<14} {shown_path(saved.path)}")
+    if not saved.tells_its_images:
+        print(f"{'Images':<14} taken to be {signature(saved.example)}: the checkpoint doesn't say what they were like")
     print(f"{'Check':<14} {agreement}, logits within {worst:.0e}")
     print(f"{'Model':<14} {output} ({len(content) / 1e6:.1f} MB)")
 

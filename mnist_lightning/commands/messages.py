@@ -102,14 +102,16 @@ def kind(message: str) -> str:
 
 OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "jsonargparse"}
 OURS |= {"__main__", "tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
+OURS |= {"packaging"}
 REFUSING = (
     *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
-    "multiprocessing.",  # what it can't send to a process
+    *("multiprocessing.", "pathlib"),  # what it can't send to a process; a home folder that there isn't
 )
 REFUSALS = (
     *(ModuleNotFoundError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, AssertionError),
     PicklingError,
 )
+RESTORING = "lightning.pytorch.trainer.connectors.checkpoint_connector"
 UNFIT = "Error(s) in loading state_dict for "  # how torch begins to say that
 
 
@@ -140,6 +142,9 @@ def explain_exception(error: Exception) -> UserError | None:
         return UserError("to read and write the run's files", got, "choose another place, or mend it.")
     if told.startswith("Expected more than 1 value per channel"):  # BatchNorm
         return UserError("two images or more in each training batch", "one", "change --data.batch_size or train_size.")
+    if RESTORING in modules and isinstance(error, (LookupError, TypeError, ValueError, AttributeError)):
+        got = f"one in which something is missing or edited: {error}"
+        return UserError("a checkpoint that can be resumed", got[:300], "give --ckpt_path another one.")
     if isinstance(error, AttributeError) and modules[-1] == "torch.nn.modules.module":
         modules.pop()  # where a module says that it has no such attribute; who asked for it is the question
     if isinstance(error, RuntimeError) and told.startswith(UNFIT):
@@ -150,7 +155,7 @@ def explain_exception(error: Exception) -> UserError | None:
     return None
 
 
-def unfit(error: RuntimeError, path: str = "") -> tuple[str, str, str]:
+def unfit(error: Exception, path: str = "") -> tuple[str, str, str]:
     """The three lines for torch's report of weights that don't fit a model."""
     got = path + " ".join(str(error).removeprefix(UNFIT).split())[:300]
     remedy = "build the model with the settings of its run: leave out --model options."

@@ -31,6 +31,11 @@ ALONE: dict[str, Any] = {  # settings of the Trainer that looking for a learning
     "fast_dev_run": False, "accumulate_grad_batches": 1, "overfit_batches": 0, "max_steps": -1, "max_time": None,
     "barebones": False,
 }  # fmt: skip
+LEAST: dict[str, int] = {  # of the Trainer's numbers those that Lightning takes below what makes sense
+    "limit_train_batches": 0, "accumulate_grad_batches": 0, "check_val_every_n_epoch": 0, "val_check_interval": 0,
+    "num_sanity_val_steps": -1, "log_every_n_steps": 0, "gradient_clip_val": 0,
+}  # fmt: skip
+POSITIVE = ("limit_train_batches", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 
 
 def untrusted(saved: Saved, left_out: Iterable[str]) -> Iterator[Reason]:
@@ -88,9 +93,11 @@ def typed(command: Command) -> Iterator[Reason]:
     if saved is None and job is not None and SLURMEnvironment.detect():
         got = f"{job}, which Lightning would resume from without a word"
         yield "no checkpoint of another job here", got, "move it away, or give it as --ckpt_path."
-    for name in ("limit_train_batches", "accumulate_grad_batches", "check_val_every_n_epoch"):
-        if trainer[name] == 0:
-            yield f"--trainer.{name} above 0", "0", "give a larger number, or leave it out."
+    for name, least in LEAST.items():
+        value = trainer[name]
+        if isinstance(value, (int, float)) and (value < least or value == 0 and name in POSITIVE):
+            said = "above 0" if name in POSITIVE else f"of {least} and more"
+            yield f"--trainer.{name} {said}", str(value), "give a larger number, or leave it out."
     for name, value in ALONE.items() if command.alone else ():
         if trainer[name] != value:
             yield "lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out."
@@ -111,7 +118,8 @@ def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Ite
             yield f"a checkpoint of {now['class_path']}", f"one of {then['class_path']}", remedy
         for name, value in now.get("init_args", {}).items() if same else ():
             was = (then.get("init_args") or {}).get(name, value)
-            moved = name != "source" and os.path.isdir(str(value))  # a folder that the data was moved to
+            # A folder that the data was moved to.
+            moved = name != "source" and isinstance(value, str) and os.path.isdir(value)
             free = key == "data" and (name in ("data_dir", "mirrors") or moved)
             fixed = (resuming and not free) or (key, name) == ("model", "weights")
             if fixed and value != was:
@@ -128,12 +136,19 @@ def built(
         got = f"--model.num_classes {model.num_classes}"
         yield f"a model of {len(names)} classes, as the data has", got, "leave it out: it follows the data."
 
+    if saved is not None and command.measures and names and isinstance(model, DigitClassifier):
+        known = saved.class_names
+        others = [name for name in names if name not in known] if known else names
+        if others and (known or len(names) != model.num_classes):
+            expected = f"classes that the model knows: {', '.join(saved.names(model.num_classes)[:10])}"
+            yield expected, f"{', '.join(others[:10])} in {type(data).__name__}", "give data of those."
+
     later = ("configure_model", "setup", "on_load_checkpoint")  # where layers or names may come from
     base = DigitClassifier if isinstance(model, DigitClassifier) else LightningModule
     if saved is not None and not any(is_overridden(hook, model, base) for hook in later):
         try:
             copy.deepcopy(model).load_state_dict(saved.state_dict, strict=model.strict_loading)
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # AttributeError: of a name that is no text
             yield unfit(error, f"{saved.path}, ")
 
     # What a checkpoint can't hold of a callback: the resumed fit would end as another one.

@@ -11,9 +11,11 @@ import yaml
 from mnist_lightning.commands.parser import class_named, in_full_names
 from mnist_lightning.data import MNISTDataModule
 from mnist_lightning.errors import UserError
+from mnist_lightning.photos import ImageFolder
 from mnist_lightning.runs.saved import CODE, KNOWN, Saved
 
 PLAIN_TEXTS = ("precision", "gradient_clip_algorithm")  # settings of the Trainer that are text and nothing else
+PICTURES = f"{ImageFolder.__module__}.{ImageFolder.__name__}"
 PLACES = ("data_dir", "mirrors", "path", "save_seen")  # settings of the data that say where to read or write
 
 
@@ -55,6 +57,9 @@ def look_ahead(typed: list[str]) -> argparse.Namespace:
         found.modules |= {module_of(word) for word in words_of(config)} - {""}
         found.ckpt_path = found.ckpt_path or config.get("ckpt_path")
         found.root = found.root or trainer.get("default_root_dir")
+    for name, value in (("ckpt_path", found.ckpt_path), ("trainer.default_root_dir", found.root)):
+        if not isinstance(value, (str, type(None))):
+            raise UserError(f"--{name} to be a path", str(value), "correct it in the config file.")
     found.root = str(Path(found.root or ".").expanduser())
     return found
 
@@ -68,12 +73,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def settings_of(saved: Saved, resuming: bool) -> dict[str, Any]:
-    """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed."""
+def settings_of(saved: Saved, resuming: bool, data: str | None) -> dict[str, Any]:
+    """What a checkpoint says of its run, as defaults for the parser; of the Trainer's settings if it is resumed.
+
+    Args:
+        data: the datamodule's class that is typed, if one is.
+    """
     kept = saved.settings or settings_from_hyperparameters(saved)
     settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
     if not resuming:
-        return settings
+        return with_size_of_the_model(settings, saved) if data in (PICTURES, ImageFolder.__name__) else settings
     trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
     others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode", "pictures") if name in kept}
     return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}
@@ -83,10 +92,18 @@ def settings_from_hyperparameters(saved: Saved) -> dict[str, Any]:
     """The same of a checkpoint that was trained from Python, where nobody wrote down more than hyperparameters."""
     settings = {"model": {"class_path": saved.class_path, "init_args": saved.hyperparameters}}
     data = saved.data_hyperparameters
-    if data and data.keys() <= inspect.signature(MNISTDataModule).parameters.keys():
-        class_path = f"{MNISTDataModule.__module__}.{MNISTDataModule.__name__}"
-        settings["data"] = {"class_path": class_path, "init_args": data}
+    for cls in (MNISTDataModule, ImageFolder):
+        if data and data.keys() <= inspect.signature(cls).parameters.keys():
+            settings["data"] = {"class_path": f"{cls.__module__}.{cls.__name__}", "init_args": data}
+            break
     return settings
+
+
+def with_size_of_the_model(settings: dict[str, Any], saved: Saved) -> dict[str, Any]:
+    """The same for an ImageFolder where the run had another datamodule: pictures are read in the model's size."""
+    if not saved.example.is_square_in_colour or (settings.get("data") or {}).get("class_path") == PICTURES:
+        return settings
+    return {**settings, "data": {"class_path": PICTURES, "init_args": {"size": saved.example.shape[1], "path": ""}}}
 
 
 def module_of(word: str) -> str:
@@ -127,7 +144,10 @@ def of_a_stranger(settings: dict[str, Any], modules: set[str]) -> tuple[dict[str
                 left_out.append(f"{key} {value}")
                 return None
             return value
-        if "class_path" in value and not is_known(str(value["class_path"])):
+        path = str(value.get("class_path", "mnist_lightning."))
+        # Other packages' models and datamodules may do anything when they are built: Lightning's demos download.
+        whole = key in ("model", "data") and not path.startswith("mnist_lightning.")
+        if not is_known(path) or (whole and module_of(path) not in modules):
             left_out.append(f"{key} {value['class_path']}")
             return None
         return {name: v if name == "class_path" else plain(f"{key}.{name}", v) for name, v in value.items()}

@@ -64,7 +64,10 @@ def as_image(picture: Any, example: Example) -> Tensor:
             picture = from_array(picture)
         if not isinstance(picture, Image.Image):
             raise NoPicture("neither a path, nor a PIL image, nor an array")
-        return prepared(picture.copy(), example)
+        try:
+            return prepared(picture.copy(), example)
+        except Exception as error:  # a picture that is read only now may be damaged
+            raise NoPicture(f"{error}") from error
     except NoPicture as reason:
         raise UserError("a picture", f"{name}: {reason}", "give another one.") from reason
 

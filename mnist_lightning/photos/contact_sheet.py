@@ -24,7 +24,7 @@ def check_place(path: Path) -> None:
     try:
         with Image.open(path) as image:
             ours = image.info.get("Software") == OURS
-    except (OSError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         ours = False
     if not ours:
         got = f"{path}, which exists and is something else"

@@ -27,12 +27,13 @@ from mnist_lightning.errors import UserError
 from mnist_lightning.loader import Batch, Batched, Images, ImagesDataModule
 from mnist_lightning.photos.answers import Answered, write_and_print
 from mnist_lightning.photos.contact_sheet import SIDE, check_place
-from mnist_lightning.photos.layout import Picture, class_names, rank, read_layout, some
-from mnist_lightning.photos.reading import Found, as_text, find_pictures, read_squares, shown_name
+from mnist_lightning.photos.layout import Picture, class_name, class_names, part_folders, rank, read_layout, some
+from mnist_lightning.photos.reading import Found, find_pictures, read_squares, shown_name
 
 IN_MEMORY = 2 * 10**9  # bytes of pictures; of more, each batch is read from disk when it is needed
 MOST_SEEN = 1000  # pictures on a contact sheet
 PARTS = {"fit": ("train", "val", "test"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+SHARE = 0.15  # of each class, for validation and for the test
 VERBS = {"train": "train on", "val": "validate", "test": "test"}
 
 
@@ -75,8 +76,8 @@ class ImageFolder(ImagesDataModule):
         path: str,
         size: PositiveInt = 224,
         batch_size: PositiveInt = 16,  # people have a few hundred pictures: an epoch has to have steps enough
-        val_size: ClosedUnitInterval = 0.15,
-        test_size: ClosedUnitInterval = 0.15,
+        val_size: ClosedUnitInterval = SHARE,
+        test_size: ClosedUnitInterval = SHARE,
         split_seed: int = 0,
         train_size: PositiveInt | None = None,
         augment: bool = False,
@@ -106,6 +107,9 @@ class ImageFolder(ImagesDataModule):
             raise UserError("pictures at --data.path", f"nothing: {self.path}", "correct the path.")
         if stage != "predict" and self.save_seen is not None:
             raise UserError("--data.save_seen with predict", f"with {stage}", "leave it out.")
+        if stage == "predict" and self._share()[0] > 1:
+            remedy = "add --trainer.devices 1; all its cores read the pictures."
+            raise UserError("one process to predict pictures", str(self._share()[0]), remedy)
         if any(part not in self.pictures for part in PARTS[stage]):
             self._read(self._to_predict() if stage == "predict" else self._by_part(PARTS[stage]))
         self._make_sets()
@@ -127,13 +131,20 @@ class ImageFolder(ImagesDataModule):
         """Takes over the classes of a checkpoint: their order is that of the model's answers.
 
         Raises:
-            UserError: there are pictures of other classes; or a fit that goes on would have other pictures.
+            UserError: there are pictures of other classes; or a fit would go on with other pictures.
         """
         super().load_state_dict(state_dict)
+        self.use_classes(state_dict["class_names"])
         if "train" in self.pictures and state_dict.get("trained_on", self._trained_on) != self._trained_on:
             got, remedy = f"others in {self.path}", "put back what was there, or start a new run, without --ckpt_path."
             raise UserError("the pictures of the run that goes on", got, remedy)
-        known = state_dict["class_names"]
+
+    def use_classes(self, known: list[str]) -> None:
+        """From now on labels are positions in `known`, the classes of a model.
+
+        Raises:
+            UserError: there are pictures of other classes.
+        """
         labelled = [picture for part, pictures in self.pictures.items() if part != "predict" for picture in pictures]
         if others := sorted({picture.class_name for picture in labelled} - set(known)):
             expected = f"the classes of the checkpoint: {some(known)}"
@@ -151,7 +162,7 @@ class ImageFolder(ImagesDataModule):
         pictures = []
         for file in self.to_predict:
             folders = file.relative_to(self.path).parts[:-1]
-            label = next((folder for folder in map(as_text, folders) if folder in names), "")
+            label = next((folder for folder in map(class_name, folders) if folder in names), "")
             name, remark = shown_name(file, self.path), self.left_out.get(file, "")
             pictures.append(Answered(name, seen.get(file), remark, label))
         return write_and_print(pictures, probabilities, path, names, self.save_seen)
@@ -167,26 +178,30 @@ class ImageFolder(ImagesDataModule):
 
     @cached_property
     def _trained_on(self) -> str:
-        """A checksum of the training and validation pictures' names, in their order; the folder may be another."""
-        files = [picture.file.relative_to(self.path) for picture in self.pictures["train"] + self.pictures["val"]]
-        return sha256(b"".join(rank(file, self.split_seed) for file in files)).hexdigest()
+        """A checksum of the names and sizes of the pictures for training and validation; their folder may be moved."""
+        digest = sha256()
+        for file, _ in self.pictures["train"] + self.pictures["val"]:
+            size = file.stat().st_size if file.exists() else 0
+            digest.update(rank(file.relative_to(self.path), self.split_seed) + size.to_bytes(8, "big"))
+        return digest.hexdigest()
 
     def _by_part(self, needed: Sequence[str]) -> dict[str, list[Picture]]:
         layout = read_layout(self.path, self.val_size, self.test_size, self.split_seed)
         train = layout.parts["train"]
         if "train" in needed and not train:
             raise UserError("pictures to train on", "none: --data.test_size 1 is for test", "leave it out.")
+        if self.train_size is not None and self.train_size < len(layout.class_names):
+            expected = f"a train_size of {len(layout.class_names)} and more, a picture of each class"
+            raise UserError(expected, str(self.train_size), "give a larger one, or leave it out.")
         if self.train_size is not None and "train" in needed:
             labels = torch.tensor([layout.class_names.index(picture.class_name) for picture in train])
             kept = balanced(torch.arange(len(train)), labels, self.train_size)
             layout.parts["train"] = [train[i] for i in kept.tolist()]
         self._say_passed_over(layout.found)
+        self._say_shares_without_use()
         return {part: layout.parts[part] for part in needed if part not in self.pictures}
 
     def _to_predict(self) -> dict[str, list[Picture]]:
-        if self._share()[0] > 1:
-            remedy = "add --trainer.devices 1; all its cores read the pictures."
-            raise UserError("one process to predict pictures", str(self._share()[0]), remedy)
         if self.save_seen is not None:
             check_place(self.save_seen)
         found = find_pictures(self.path, self.save_seen)
@@ -248,6 +263,13 @@ class ImageFolder(ImagesDataModule):
             for pair in twice:
                 print("  {} is {}".format(*(shown_name(file, self.path) for file in pair)), file=sys.stderr)
 
+    def _say_shares_without_use(self) -> None:
+        folders = part_folders(self.path)
+        shares = {"val_size": (self.val_size, len(folders) == 3), "test_size": (self.test_size, bool(folders))}
+        for name, (share, is_of_no_use) in shares.items():
+            if is_of_no_use and share != SHARE and self._share()[1] == 0:
+                print(f"Not used: --data.{name} {share}: {self.path} has a folder for that", file=sys.stderr)
+
     def _say_passed_over(self, found: Found) -> None:
         if self._share()[1] > 0:
             return
@@ -281,7 +303,7 @@ class OnDisk(Batched):
         if self.labels is None:
             return images
         if not len(images):  # a loss of nothing would be NaN
-            remedy = "move those that can't be read away."
+            remedy = "move those that can't be read away, and start a new run."
             raise UserError("a picture that can be read in each batch", f"none of {len(positions)}, see above", remedy)
         return images, self.labels[[position for i, position in enumerate(positions) if i not in reasons]]
 

@@ -46,7 +46,12 @@ def class_folders(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {}
     folders = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and not is_hidden(folder.name))
-    return {as_text(folder.name): folder for folder in folders}
+    return {class_name(folder.name): folder for folder in folders}
+
+
+def class_name(folder: str) -> str:
+    """The class of a folder's name; the same whether its accents are stored composed or apart."""
+    return unicodedata.normalize("NFC", as_text(folder))
 
 
 def class_names(path: Path) -> list[str]:
@@ -58,7 +63,8 @@ def read_layout(path: Path, val_size: float, test_size: float, seed: int) -> Lay
     each class, where `path` has no folder of that part; with train and val alone, val is the test set.
 
     Raises:
-        UserError: there are no classes, only one, others in one part than in training, or too few pictures of one.
+        UserError: there are no classes, only one, others in one part than in training, or too few pictures of one; or
+            a part's folder is empty.
     """
     found, folders, names = find_pictures(path), part_folders(path), class_names(path)
     for folder in folders.values() or [path]:
@@ -67,7 +73,9 @@ def read_layout(path: Path, val_size: float, test_size: float, seed: int) -> Lay
     for file in sorted(found.pictures, key=lambda file: rank(file.relative_to(path), seed)):
         for part, folder in folders.items() or [("train", path)]:
             if file.is_relative_to(folder) and file.parent != folder:
-                parts[part].append(Picture(file, as_text(file.relative_to(folder).parts[0])))
+                parts[part].append(Picture(file, class_name(file.relative_to(folder).parts[0])))
+    if empty := [str(folder) for part, folder in folders.items() if not parts[part]]:
+        raise UserError("pictures in each part's folder", f"none in {some(empty)}", "add some, or move it away.")
     if "test" not in parts and "val" in parts:
         parts["test"] = parts.pop("val")
     shares = {part: share for part, share in (("test", test_size), ("val", val_size)) if part not in parts}
@@ -108,10 +116,12 @@ def split_by_class(pictures: list[Picture], names: list[str], shares: dict[str, 
     "train". A share of 1 for the test leaves none for the others.
 
     Raises:
-        UserError: of a class none are left to train on.
+        UserError: the shares, or a class with few pictures, leave none to train on.
     """
     if shares.get("test") == 1:
         return {"test": pictures, "val": [], "train": []}
+    if sum(shares.values()) >= 1:
+        raise UserError("val_size and test_size below 1 together", f"{sum(shares.values()):g}", "give smaller ones.")
     total = Counter(picture.class_name for picture in pictures)
     ends: dict[str, list[int]] = {}
     for name in names:

@@ -171,11 +171,11 @@ def to_colour(picture: Image.Image) -> Image.Image:
 
 
 def to_8_bits(picture: Image.Image) -> Image.Image:
-    """Of greys in 16 or 32 bits. White is 65535 in 16 bits; where nothing says what it is, it is the lightest grey."""
-    values = np.nan_to_num(np.asarray(picture, np.float32))
+    """Of greys in 16 or 32 bits. White is 255 or 65535; where nothing says what it is, it is the lightest grey."""
+    values = np.nan_to_num(np.asarray(picture, np.float32), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     if picture.mode != "F" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
+        low, high = 0.0, 255.0 if picture.mode == "I" and high <= 255 else 65535.0
     return Image.fromarray(((values - low) * (255 / ((high - low) or 1))).round().astype(np.uint8))
 
 

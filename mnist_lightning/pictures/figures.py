@@ -208,7 +208,8 @@ def label_classes(axis: Any, names: list[str], rotation: int = 0) -> None:
 
 
 def cut(name: str) -> str:
-    return name if len(name) <= 11 else f"{name[:5]}…{name[-5:]}"
+    short = name if len(name) <= 11 else f"{name[:5]}…{name[-5:]}"
+    return short.replace("$", r"\$")  # which would begin a formula
 
 
 def draw_mistakes(axes: Any, answers: Answers) -> None:

@@ -70,7 +70,7 @@ def of_processes(trainer: Trainer) -> Iterator[Reason]:
         if data.source != first:  # auto, on a host without the files
             yield f"the same data on every host ({first})", data.source, "give --data.source."
 
-    fewest = min(len(part) for part in (data.train_set, data.val_set, data.test_set) if len(part))
+    fewest = min((len(part) for part in data.parts().values() if len(part)), default=trainer.world_size)
     if fewest < trainer.world_size:
         remedy = "use fewer --trainer.devices, or another --data.val_size."
         yield f"an image for each of {trainer.world_size} processes", f"a part of {fewest}", remedy

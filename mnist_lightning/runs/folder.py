@@ -86,7 +86,7 @@ def find_checkpoint(name: str, root: Path = Path(), model: str | None = None) ->
         return Path(name)
     names = [model, f"{model}-digits"] if model else ["*"]
     found = [path for name_ in names for path in (root / LOGS).glob(f"{name_}/version_*/checkpoints/*.ckpt")]
-    found = [path for path in found if path.stem in ("best", "last")]
+    found = [path for path in found if path.stem in ("best", "last") and path.is_file()]  # no link to nothing
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None or not newest.with_name(f"{name}.ckpt").is_file():
         expected = f"a run of {model or 'a model'} with a checkpoint under {root / LOGS}"

@@ -41,13 +41,14 @@ class RunLogger(TensorBoardLogger):
         self.path, self.evaluated_at = run / "metrics.csv", evaluated_at
         self.hyperparameters = hyperparameters or {}
         self.shown: dict[str, Any] | None = None  # None until they are given
-        self.run, self.older = run, set(run.glob(EVENTS))
+        self.run, self.older, self.logged = run, set(run.glob(EVENTS)), False
         rows = read_metrics(self.path)
         self.ours = rows is not None
         self.rows = [row for row in rows or [] if resumed_after is None or row["step"] <= resumed_after]
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.logged = True
         step = step if self.evaluated_at is None else self.evaluated_at
         # Lightning adds the epoch to each: a chart of its own, in front of all others.
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
@@ -65,7 +66,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         super().finalize(status)
-        if status == "failed" and self.shown is None:  # refused before anything was logged: what Lightning made goes
+        refused = status == "failed" and self.shown is None
+        if not self.logged and (refused or self.evaluated_at is not None):  # nothing came of it: Lightning's file goes
             for file in set(self.run.glob(EVENTS)) - self.older:
                 file.unlink()
         try:
@@ -132,10 +134,11 @@ def read_metrics(path: Path) -> list[dict[str, float]] | None:
             table = csv.DictReader(file)
             rows = list(table)
         whole = all(row["step"] and None not in row for row in rows)  # None: the name of what is too much in a row
+        whole = whole and all(float(row["step"]).is_integer() for row in rows)  # neither nan nor inf is
         if (table.fieldnames or [])[:2] != ["step", "epoch"] or not whole:
             return None
         return [{name: float(value) for name, value in row.items() if value} for row in rows]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
         return None

@@ -74,6 +74,7 @@ class Saved:
         content: all that it holds, as Lightning wants it.
         state_dict: the weights.
         settings: of its run, as config.yaml has them; {} if it was trained from Python.
+        step: the optimizer steps that were taken before.
         class_path: of the model; None if that is no DigitClassifier.
         class_names: what the classes are called; [] if nobody said.
         example: what images it was trained on.
@@ -89,24 +90,33 @@ class Saved:
         if not (self.settings or self.class_path) or not isinstance(self.content.get("state_dict"), dict):
             raise UserError(EXPECTED, f"{path}, which is something else", REMEDY)
         self.state_dict: dict[str, Any] = self.content["state_dict"]
+        self.step: int = self._get("global_step", 0, lambda value: isinstance(value, int))
         names, seen = self._pictures()
         self.class_names: list[str] = self._get("class_names", names, is_list_of_names)
         example = self._get("example_input", seen, is_example)
         self.example = Example(tuple(example["shape"]), example["dtype"])
 
     @property
-    def step(self) -> int:
-        """The optimizer steps that were taken before."""
-        return int(self.content.get("global_step", 0))
+    def tells_its_images(self) -> bool:
+        """Whether `example` is what was seen in training, not MNIST's form for want of anything better."""
+        return bool(self.data_name) or "example_input" in self.content
 
     @property
     def logged_step(self) -> int:
-        """The last step that may have been logged before."""
-        return int(self.content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+        """The last step that may have been logged before.
+
+        Raises:
+            UserError: somebody has edited what Lightning counts.
+        """
+        try:
+            return int(self.content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("a checkpoint to go on from", f"{self.path}, without its loops' counts", REMEDY) from error
 
     @property
     def can_be_resumed(self) -> bool:
-        return bool(self.content.get("optimizer_states")) and "loops" in self.content
+        states = self.content.get("optimizer_states")
+        return isinstance(states, list) and len(states) > 0
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -221,7 +231,13 @@ class Progress:
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> "Progress":
-        return cls(**{name.name: checkpoint[name.name] for name in fields(cls) if name.name in checkpoint})
+        """What a checkpoint holds of it; TypeError if somebody has edited that."""
+        known = cls(**{name.name: checkpoint[name.name] for name in fields(cls) if name.name in checkpoint})
+        kinds = ("generators", dict), ("frozen", list), ("processes", int), ("gradients", dict), ("plateaus", dict)
+        for name, kind in kinds:
+            if not isinstance(vars(known)[name], (kind, type(None))):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        return known
 
 
 def save_run(
@@ -245,10 +261,13 @@ def is_in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
     return batches["current"]["completed"] > 0 and not batches["is_last_batch"]
 
 
-def complete_epoch(checkpoint: dict[str, Any]) -> None:
+def complete_epoch(checkpoint: dict[str, Any], validated_each: int | None) -> None:
     """Counts an epoch as completed that was saved at its end.
 
     Where --trainer.max_steps is given, Lightning doesn't, and the resumed fit would begin with an epoch of no batches.
+
+    Args:
+        validated_each: after so many epochs there is a validation; None if there is none, or it comes at other times.
     """
     loop = checkpoint["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
@@ -257,7 +276,9 @@ def complete_epoch(checkpoint: dict[str, Any]) -> None:
             count["completed"] += 1
         batches["current"] = dict.fromkeys(batches["current"], 0)
         batches["is_last_batch"] = False
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which Lightning is about to add
+        if validated_each and (epochs["current"]["completed"] + 1) % validated_each == 0:
+            # Lightning takes the start of an epoch with a validation for its end, and counts a step.
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
 def public(hyperparameters: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class RunState(Callback):
             expected = f"as many processes as before the stop in mid-epoch: {processes}"  # each had a share of its own
             raise UserError(expected, str(trainer.world_size), f"give --trainer.devices {processes}.")
         if trainer.max_steps >= 0:
-            complete_epoch(checkpoint)
+            complete_epoch(checkpoint, trainer.check_val_every_n_epoch if trainer.enable_validation else None)
         # At once, for the data loader of the next epoch may draw its order; and again before a batch that follows.
         if self._resumed.generators:
             set_generators(self._resumed.generators)

@@ -2,13 +2,16 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from running import ON_640, THE_DIGITS, Fit, accuracy, command, files, last, points, refused, run
+from lightning.pytorch import Trainer
+from running import ON_640, THE_DIGITS, Fit, accuracy, command, files, last, points, printed_config, refused, run
 from torchvision.models import resnet18
 
+from mnist_lightning import ImageFolder, ResNet18
 from mnist_lightning.commands.evaluate import say_results
 
 QUICK = ("--pictures", "false")
@@ -37,6 +40,25 @@ def test_whatever_else_a_model_measures_is_printed(capsys: pytest.CaptureFixture
         say_results(results, "test", "9 images")
     said = "Test accuracy  50.00 % on 9 images\nTest           test/f1 0.2500\n"
     assert capsys.readouterr().out == f"{said}Test           test/loss 1.0000\nTest           not measured\n"
+
+
+class Mine(ImageFolder):
+    """A class of its own, as a person may write one."""
+
+
+def test_pictures_are_read_in_the_size_of_the_model_whatever_class_read_them_in_training(
+    pictures: Path, quiet: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = ("--data", f"{__name__}.Mine", "--data.path", "photos", "--data.size", 32, "--model.weights", "none")
+    command("fit", "--model", "ResNet18", *mine, "--trainer.max_epochs", 1, "--pictures", "false")
+    for data in ("ImageFolder", "mnist_lightning.ImageFolder"):
+        config = printed_config(capsys, "predict", "--ckpt_path", "best", "--data", data, "--data.path", "photos")
+        assert config["data"]["init_args"]["size"] == 32
+    trainer = quiet(max_steps=1)
+    trainer.fit(ResNet18(weights="none", num_classes=2), ImageFolder("photos", size=40))
+    trainer.save_checkpoint("python.ckpt")
+    config = printed_config(capsys, "test", "--ckpt_path", "python.ckpt", "--data.path", "photos")
+    assert config["data"]["init_args"]["size"] == 40
 
 
 def test_test_works_from_another_folder(

@@ -48,6 +48,12 @@ def test_what_a_console_cannot_show_becomes_a_question_mark(monkeypatch: pytest.
     assert console.read() == "Run ?\n"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_stream_may_be_closed(closed: str) -> None:
+    command = f"{sys.executable} -m mnist_lightning --help {closed}"
+    assert subprocess.run(command, shell=True, cwd=Path(__file__).parents[2]).returncode == 0
+
+
 @pytest.mark.parametrize(("args", "buffered"), [("--help", True), ("--help", False), ("fit --data running.Few", False)])
 def test_command_ends_quietly_when_nobody_reads_on(args: str, buffered: bool, tmp_path: Path) -> None:
     """As by `| head`: the pipe is closed before the first word."""

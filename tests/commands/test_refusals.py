@@ -54,8 +54,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
     for name, content in FILES.items():
         (folder / name).write_bytes(content)
-    for name in ("folder", ".hidden", "there"):
+    for name in ("folder", ".hidden", "there", "8", "ab"):
         (folder / name).mkdir()
+    for name in ("a", "b"):
+        (folder / "ab" / name).mkdir()
+        Image.new("RGB", (60, 60)).save(folder / "ab" / name / "1.png")
     Image.new("L", (60, 60), 255).save(folder / "a.png")
     contents = {
         "whole.ckpt": checkpoint(),
@@ -106,6 +109,10 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --model ResNet18 --model.image_siz 64":
             f"{NO_OPTION} | --model.image_siz | did you mean --model.image_size?",
         "fit --model.optimizer AdamWW": "a class for --model.optimizer, by its name | AdamWW | did you mean AdamW?",
+        "fit --trainer.accumulate_grad_batches=-1":
+            "--trainer.accumulate_grad_batches above 0 | -1 | give a larger number, or leave it out.",
+        "fit --trainer.val_check_interval 0": "--trainer.val_check_interval above 0 | 0 | give a larger number, or …",
+        "fit --trainer.num_sanity_val_steps=-7": "--trainer.num_sanity_val_steps of -1 and more | -7 | give …",
         "fit --model.optimizer AdamW --model.optimizer.lrr 1": f"{NO_OPTION} | --model.optimizer.lrr | did you mean …",
         "fit --model.scheduler OneCycle":
             "a class for --model.scheduler, by its name | OneCycle | did you mean OneCycleLR?",
@@ -244,7 +251,12 @@ REFUSED: dict[str, dict[str, str]] = {
         f"{DIGITS} --trainer.default_root_dir text.ckpt":
             "a folder for runs | …text.ckpt… | …",
     },
+    "pictures": {
+        f"{RESUME} --data.batch_size 8": f"--data.batch_size as in the checkpoint: 16 | 8 | {KEPT}",
+    },
     "convnet": {
+        "test --ckpt_path best --data ImageFolder --data.path ab --data.test_size 1":
+            "classes that the model knows: 0, 1, 2, … | a, b in ImageFolder | give data of those.",
         f"{RESUME} --data.source mnist": f"--data.source as in the checkpoint: digits | mnist | {KEPT}",
         f"{RESUME} --data.batch_size 32": f"--data.batch_size as in the checkpoint: 64 | 32 | {KEPT}",
         f"{RESUME} --data.val_size 10": f"--data.val_size as in the checkpoint: 5000 | 10 | {KEPT}",

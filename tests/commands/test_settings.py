@@ -203,6 +203,7 @@ TRAPS = [
     ("trainer.strategy", {"class_path": "trap.Strategy"}),
     ("data.class_path", "trap.Data"),
     ("model.class_path", "trap.Net"),
+    ("data.class_path", "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule"),  # would download
     ("model.init_args.optimizer", {"class_path": "trap.Optimizer", "init_args": {"lr": 0.1}}),
     ("model.init_args.optimizer", "trap.function"),
     ("model.init_args.scheduler", {"class_path": "trap.function"}),

@@ -139,6 +139,21 @@ def test_runs_beside_the_classes_are_no_class(flat: Path) -> None:
     assert ready(flat).class_names == sorted(COLOURS)
 
 
+def test_accents_may_be_stored_composed_or_apart(tmp_path: Path) -> None:
+    for folder in ("train/caf\u00e9", "train/b", "test/cafe\u0301", "test/b"):
+        paint(tmp_path / folder, numbers(8))
+    assert ready(tmp_path).class_names == ["b", "caf\u00e9"]
+
+
+def test_only_what_a_command_needs_is_read_and_share_without_use_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        paint(tmp_path / folder, numbers(8))
+    assert list(ready(tmp_path, "test", test_size=1).parts()) == ["test"]
+    assert f"Not used: --data.test_size 1: {tmp_path} has a folder for that" in capsys.readouterr().err
+
+
 def test_train_size_takes_as_many_of_each_class(flat: Path) -> None:
     data = ready(flat, train_size=9)
     assert torch.bincount(data.train_set.labels).tolist() == [3, 3, 3]
@@ -393,6 +408,9 @@ LAYOUTS = {
     "empty": (["a", "b:0"], "expected more than 2 pictures of each class\ngot 0 of b"),
     "others": (["train/a", "train/b", "test/a", "test/c"], "in .*test the classes of training: a, b\ngot others: c"),
     "unlabelled": (["train/a", "train/b", "test"], "expected folders of classes in .*test: .*\ngot none"),
+    "empty part": (
+        ["train/a", "train/b", "val/a:0", "val/b:0"], "expected pictures in each part's folder\ngot none in .*val"
+    ),
     "nothing": (["a", "b!"], "expected pictures that can be read for each class to train on\ngot none of b"),
 }
 
@@ -416,7 +434,9 @@ def test_layouts_that_cannot_be_trained_on_are_refused_in_three_lines(case: str,
     ({"save_seen": "flat/ants/000.png"}, "which exists and is something else"),
     ({"save_seen": "a.png", "stage": "fit"}, "expected --data.save_seen with predict\ngot with fit"),
     ({"train_size": 100, "stage": "fit"}, "expected a train_size up to 34\ngot 100"),
-    ({"val_size": 0.9, "stage": "fit"}, "expected more than 21 pictures of each class\ngot 20 of ants"),
+    ({"val_size": 0.84, "stage": "fit"}, "expected more than 20 pictures of each class\ngot 20 of ants"),
+    ({"val_size": 0.9, "stage": "fit"}, "expected val_size and test_size below 1 together\ngot 1.05"),
+    ({"train_size": 2, "stage": "fit"}, "expected a train_size of 3 and more, a picture of each class\ngot 2"),
     ({"val_size": 1}, "expected shares of the pictures, below 1\ngot val_size 1, test_size 0.15"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_kept_are_refused(

@@ -30,6 +30,7 @@ TINY = "--model foreign_project.models.Tiny"
 SCHEDULE = TINY + " --model.scheduler"
 PLATEAU = SCHEDULE + ".class_path ReduceLROnPlateau --model.scheduler.patience 0 --model.scheduler.threshold 0.9"
 CALLBACK = TINY + " --trainer.callbacks+="
+STEPS = "--trainer.max_epochs -1 --trainer.max_steps 14"
 RESNET = "--model ResNet18 --model.weights none --model.image_size 28"
 UNFREEZING = "--trainer.callbacks+=BackboneFinetuning --trainer.callbacks.unfreeze_backbone_at_epoch=1"
 
@@ -54,7 +55,11 @@ ROWS = {
     "validated across epochs": f"{TINY} --trainer.val_check_interval 3 --trainer.check_val_every_n_epoch null",
     "validated each second epoch": f"{TINY} --trainer.check_val_every_n_epoch 2",
     # When it steps, and ends
-    "so many steps": f"{TINY} --trainer.max_epochs -1 --trainer.max_steps 14",
+    "so many steps": f"{TINY} {STEPS}",
+    "so many steps, validated each second epoch": f"{TINY} {STEPS} --trainer.check_val_every_n_epoch 2",
+    "so many steps, validated across epochs": f"{TINY} {STEPS} --trainer.val_check_interval 3 "
+    "--trainer.check_val_every_n_epoch null",
+    "so many steps, without validation": f"{TINY} {STEPS} --trainer.limit_val_batches 0",
     "gathered": f"{TINY} --trainer.accumulate_grad_batches 2",
     "gathered, a group left over": f"{TINY} --trainer.accumulate_grad_batches 4 --trainer.gradient_clip_val 0.1",
     "gathered, OneCycleLR": f"{SCHEDULE} OneCycleLR --model.scheduler.max_lr 1 --trainer.accumulate_grad_batches 2",

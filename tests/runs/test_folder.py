@@ -122,6 +122,14 @@ def test_newest_is_the_run_that_saved_last_whatever_its_model_and_number(tmp_pat
     assert find_checkpoint("a/last.ckpt", tmp_path) == Path("a/last.ckpt")
 
 
+def test_link_to_nothing_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "lightning_logs/A/version_0/checkpoints").mkdir(parents=True)
+    last = tmp_path / "lightning_logs/A/version_0/checkpoints/last.ckpt"
+    last.touch()
+    last.with_name("best.ckpt").symlink_to("gone")
+    assert find_checkpoint("last", tmp_path) == last
+
+
 def test_newest_of_a_model_leaves_out_the_others(tmp_path: Path) -> None:
     convnet = checkpoint(tmp_path, "ConvNet/version_0", age=50)
     resnet = checkpoint(tmp_path, "ResNet18-digits/version_0", age=10)

@@ -27,10 +27,11 @@ def test_metrics_of_a_resumed_run_follow_those_before_its_checkpoint(tmp_path: P
     assert read_metrics(tmp_path / "metrics.csv") == [*rows, {"step": 4, "test/acc": 0.25}]
 
 
-OTHERS = ("a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\n,2\n", "step,loss\n1,2\n", "", "\x00")
+OTHERS = ("step,epoch\nnan,2\n", "step,epoch\n1.5,2\n", "step,epoch\n" + 140_000 * "1",
+          "a,b\n1,2\n", "step,epoch\n1,x\n", "step,epoch\n1,2,3\n", "step,epoch\n,2\n", "step,loss\n1,2\n", "", "\x00")
 
 
-@pytest.mark.parametrize("content", OTHERS, ids=repr)
+@pytest.mark.parametrize("content", OTHERS, ids=lambda content: repr(content[:30]))
 def test_metrics_of_somebody_else_are_left_alone(content: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(content)
     logger = RunLogger(tmp_path, resumed_after=2)

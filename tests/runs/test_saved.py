@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from running import command
+from running import command, loaded, refused
 
 from mnist_lightning.errors import UserError
 from mnist_lightning.runs.checkpoints import WholeCheckpointIO
@@ -68,6 +68,17 @@ def test_value_that_somebody_edited_is_refused(key: str, value: Any, path: Path)
     torch.save({**CONTENT, key: value}, path)
     with pytest.raises(UserError, match=f"^expected a valid {key} in the checkpoint\ngot {path}: "):
         Saved(path)
+
+
+@pytest.mark.parametrize("change", [
+    {"global_step": None}, {"loops": {}}, {"loops": None}, {"generators": {"a": 1}}, {"frozen": -1}, {"gradients": 3},
+    {"plateaus": []}, {"training_sums": None}, {"optimizer_states": torch.zeros(3)},
+    {"state_dict": {3: torch.zeros(3)}}, {"MNISTDataModule": {}}, {"pytorch-lightning_version": "x"},
+], ids=str)  # fmt: skip
+def test_fit_does_not_go_on_from_what_somebody_edited(change: dict[str, Any], convnet: Path) -> None:
+    path = convnet / "checkpoints" / "last.ckpt"
+    torch.save({**loaded(path), **change}, path)
+    assert "checkpoint" in refused("fit", "--ckpt_path", "last", "--trainer.max_epochs", 3)
 
 
 def test_checkpoint_of_a_gpu_is_read_without_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
