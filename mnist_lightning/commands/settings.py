@@ -82,7 +82,8 @@ def settings_of(saved: Saved, resuming: bool, data: str | None) -> dict[str, Any
     kept = saved.settings or settings_from_hyperparameters(saved)
     settings = {key: kept[key] for key in ("model", "data") if kept.get(key)}
     if not resuming:
-        return with_size_of_the_model(settings, saved) if data in (PICTURES, ImageFolder.__name__) else settings
+        of_pictures = data == ImageFolder.__name__ or class_named(data or "") is ImageFolder
+        return with_size_of_the_model(settings, saved) if of_pictures else settings
     trainer = {name: value for name, value in kept.get("trainer", {}).items() if name != "default_root_dir"}
     others = {name: kept[name] for name in ("seed_everything", "monitor", "monitor_mode", "pictures") if name in kept}
     return settings | others | {f"trainer.{name}": value for name, value in trainer.items()}

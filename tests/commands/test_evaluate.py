@@ -57,6 +57,7 @@ def test_pictures_are_read_in_the_size_of_the_model_whatever_class_read_them_in_
     trainer = quiet(max_steps=1)
     trainer.fit(ResNet18(weights="none", num_classes=2), ImageFolder("photos", size=40))
     trainer.save_checkpoint("python.ckpt")
+    capsys.readouterr()
     config = printed_config(capsys, "test", "--ckpt_path", "python.ckpt", "--data.path", "photos")
     assert config["data"]["init_args"]["size"] == 40
 
