@@ -102,7 +102,7 @@ def kind(message: str) -> str:
 
 OURS = {"mnist_lightning", "lightning", "lightning_utilities", "torch", "torchmetrics", "torchvision", "jsonargparse"}
 OURS |= {"__main__", "tensorboard", "numpy", "matplotlib", "PIL", "yaml", "fsspec", "tqdm", "filelock", "pooch"}
-OURS |= {"packaging"}
+OURS |= {"packaging"}  # by which Lightning reads a checkpoint's version
 REFUSING = (
     *("lightning.", "torch.optim.", "torch.nn.parallel.", "torch.distributed.", "torch.cuda.", "jsonargparse."),
     *("multiprocessing.", "pathlib"),  # what it can't send to a process; a home folder that there isn't

@@ -147,8 +147,8 @@ def of_a_stranger(settings: dict[str, Any], modules: set[str]) -> tuple[dict[str
             return value
         path = str(value.get("class_path", "mnist_lightning."))
         # Other packages' models and datamodules may do anything when they are built: Lightning's demos download.
-        whole = key in ("model", "data") and not path.startswith("mnist_lightning.")
-        if not is_known(path) or (whole and module_of(path) not in modules):
+        foreign = key in ("model", "data") and not path.startswith("mnist_lightning.")
+        if (foreign and module_of(path) not in modules) or not is_known(path):
             left_out.append(f"{key} {value['class_path']}")
             return None
         return {name: v if name == "class_path" else plain(f"{key}.{name}", v) for name, v in value.items()}

@@ -258,7 +258,7 @@ def save_run(
 def is_in_mid_epoch(checkpoint: dict[str, Any]) -> bool:
     """Whether it was saved between two batches of an epoch."""
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return batches["current"]["completed"] > 0 and not batches["is_last_batch"]
+    return batches["current"]["ready"] > 0 and not batches["is_last_batch"]
 
 
 def complete_epoch(checkpoint: dict[str, Any], validated_each: int | None) -> None:

@@ -184,8 +184,11 @@ def test_what_cannot_be_resumed_exactly_is_refused(
     command("fit", "--ckpt_path", "last", "--trainer.callbacks", "null", "--pictures", "false")
 
 
-def test_other_number_of_processes_is_refused_in_mid_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = stop(TINY, PLACES[0], monkeypatch) / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize("batch", [1, 7])
+def test_other_number_of_processes_is_refused_in_mid_epoch(
+    batch: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stop(TINY, f"on_train_batch_end {batch} SIGTERM", monkeypatch) / "checkpoints" / "last.ckpt"
     torch.save({**loaded(path), "processes": 2}, path)
     message = refused("fit", "--ckpt_path", "last")
     assert "expected as many processes as before the stop in mid-epoch: 2 got 1" in message
