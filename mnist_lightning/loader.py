@@ -86,7 +86,7 @@ class ImagesDataModule(LightningDataModule):
 
     def parts(self) -> dict[str, Images]:
         """The data sets that there are, by their names: of pictures a command reads only those that it needs."""
-        return {name: vars(self)[f"{name}_set"] for name in ("train", "val", "test") if f"{name}_set" in vars(self)}
+        return {name: getattr(self, f"{name}_set") for name in ("train", "val", "test") if hasattr(self, f"{name}_set")}
 
     def use_features(self, part: Literal["train", "val", "test"], features: Any) -> None:
         """From now on the batches of a part hold `features`, indexed as images are, in their place; None ends that."""

@@ -105,7 +105,7 @@ def call(name: str, *words: str) -> None:
 
 
 class CLI(LightningCLI):
-    """The commands that have a Trainer, from words as they are typed; a checkpoint brings its settings along."""
+    """The commands that have a Trainer, from words as they are typed. `command` is the one that ran."""
 
     def __init__(self, args: list[str] | None = None) -> None:
         hush()

@@ -166,15 +166,12 @@ class WithBackbone(TwoOptimizers):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr, momentum=0.9)
 
 
-class Scheduled(TwoOptimizers):
+class Scheduled(WithBackbone):
     """A schedule that the command line can't name."""
 
     def __init__(self, made_of: str) -> None:
         super().__init__()
-        self.automatic_optimization, self.made_of = True, made_of
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return DigitClassifier.training_step(self, batch, batch_idx)
+        self.made_of = made_of
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
