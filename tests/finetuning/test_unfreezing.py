@@ -37,8 +37,8 @@ def resnet() -> ResNet18:
     return ResNet18("none", image_size=28, trainable_layers=2)
 
 
-def fit(quiet: Callable, model: LightningModule, *callbacks: Callback, epochs: int = 4) -> Any:
-    trainer = quiet(max_epochs=epochs, limit_train_batches=2, callbacks=list(callbacks))
+def fit(quiet: Callable, model: LightningModule, *callbacks: Callback, epochs: int = 4, **settings: Any) -> Any:
+    trainer = quiet(max_epochs=epochs, limit_train_batches=2, callbacks=list(callbacks), **settings)
     trainer.fit(model, MNISTDataModule(source="digits", batch_size=8, train_size=24, val_size=200))
     return trainer
 
@@ -71,3 +71,8 @@ def test_schedule_that_ends_elsewhere_than_trainable_layers_is_refused(layers: l
 def test_convnet_is_refused(quiet: Callable) -> None:
     with pytest.raises(UserError, match="expected a pretrained model to unfreeze gradually, as ResNet18\ngot ConvNet"):
         fit(quiet, ConvNet(), GradualUnfreezing([0]))
+
+
+def test_processes_that_would_wait_for_gradients_are_refused(quiet: Callable) -> None:
+    with pytest.raises(UserError, match="expected --trainer.strategy ddp_find_unused_parameters_true\n"):
+        fit(quiet, resnet(), GradualUnfreezing([0, 2]), strategy="ddp", devices=1)
