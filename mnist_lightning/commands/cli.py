@@ -23,7 +23,7 @@ from mnist_lightning.commands.evaluate import Test, Validate
 from mnist_lightning.commands.export import export
 from mnist_lightning.commands.fit import Fit, TrialFit
 from mnist_lightning.commands.lr_find import LearningRateFind
-from mnist_lightning.commands.messages import explain, explain_exception, name_whole_option
+from mnist_lightning.commands.messages import explain, explain_exception, look_up, name_whole_option
 from mnist_lightning.commands.parser import (
     CommandTrainer,
     Parser,
@@ -99,8 +99,8 @@ def call(name: str, *words: str) -> None:
         settings = parser.parse_args(list(words))
     except ParserError as error:
         options = dict.fromkeys(option_names(parser), "")
-        look_up = f"{parser.prog} --help lists the options."
-        raise explain(name_whole_option(str(error), list(words)), options, {}, look_up) from error
+        remedy = f"{parser.prog} --help lists the options."
+        raise explain(name_whole_option(str(error), list(words)), options, {}, remedy) from error
     FUNCTIONS[name](**settings.as_dict())
 
 
@@ -166,7 +166,8 @@ class CLI(LightningCLI):
             self.config = parser.parse_args([in_full_names(word) for word in self.words])
         except (ParserError, UnicodeDecodeError) as error:
             message = name_whole_option(str(error), self.words)
-            raise explain(message, options_of(self.parsers.values(), self.words), class_choices()) from error
+            options = options_of(self.parsers.values(), self.words)
+            raise explain(message, options, class_choices(), look_up(self.words)) from error
         name = self.config.subcommand
         parsed = (self.config[name], saved, saved_settings, self.parsers[name], self.opened)
         self.command = COMMANDS[name](name, *parsed)

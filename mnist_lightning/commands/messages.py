@@ -65,6 +65,12 @@ def explain(
     return UserError(f"--{key} to be {kind(message)}", given, look_up)
 
 
+def look_up(words: list[str]) -> str:
+    """Where the options of the command that is typed are listed; of fit, if none is."""
+    name = words[0] if words and words[0] in COMMAND_NAMES.split(", ") else "fit"
+    return LOOK_UP.replace("fit ", f"{name} ")
+
+
 def name_whole_option(message: str, typed: list[str]) -> str:
     """A parser's report of an option without a value, by its whole name: argparse says --data of --data.batch_size."""
     if match := re.search(r"argument (?:-\w/)?(--[^\s:/]+)\S*: expected one argument", message):

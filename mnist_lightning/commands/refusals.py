@@ -5,13 +5,15 @@ paragraph gives a reason: what was expected, what there is, what to do. The firs
 """
 
 import copy
+import inspect
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging
@@ -62,6 +64,9 @@ def typed(command: Command) -> Iterator[Reason]:
         got = f"{saved.path}, which was trained from Python"
         remedy = "resume it from Python: trainer.fit(model, data, ckpt_path=...)."
         yield "a checkpoint that tells its optimizer and its other settings", got, remedy
+    for key in ("model", "data"):
+        for name in nulls(settings[key]):
+            yield f"a value for --{key}.{name}", "null", "leave it out to have the default."
     if saved is not None:
         yield from what_cannot_win(settings, command.saved_settings, command.trains)
 
@@ -101,6 +106,19 @@ def typed(command: Command) -> Iterator[Reason]:
     for name, value in ALONE.items() if command.alone else ():
         if trainer[name] != value:
             yield "lr_find alone", f"--trainer.{name} {trainer[name]} as well", "leave one out."
+
+
+def nulls(given: Any) -> Iterator[str]:
+    """The arguments of a class that are null and may not be: the parser takes null for any of them."""
+    cls = class_of(given.class_path)
+    try:
+        kinds = get_type_hints(cls.__init__)
+    except NameError:  # names that are imported for type checkers alone
+        return
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if given.get("init_args", {}).get(name, "") is None and parameter.default is not None:
+            if kinds.get(name, Any) is not Any and NoneType not in get_args(kinds[name]):
+                yield name
 
 
 def what_cannot_win(settings: Any, saved: dict[str, Any], resuming: bool) -> Iterator[Reason]:

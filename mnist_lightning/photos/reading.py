@@ -134,16 +134,6 @@ def no_doubts() -> Iterator[None]:
         yield
 
 
-def read_square(file: Path, size: int) -> Tensor:
-    """`square` of the picture in a file.
-
-    Raises:
-        NoPicture: there is none in it; the message says why.
-    """
-    with opened(file) as picture:
-        return square(picture, size)
-
-
 def square(picture: Image.Image, size: int) -> Tensor:
     """The middle of a picture, upright, in colour, on white: uint8 (3, S, S). The picture is changed.
 
@@ -180,7 +170,7 @@ def to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def read_squares(files: Sequence[Path], size: int, quiet: bool | None = True) -> tuple[Tensor, dict[int, str]]:
-    """`read_square` of each file: uint8 (N, 3, S, S), and why some are missing there, by their positions in `files`.
+    """`square` of each file's picture: uint8 (N, 3, S, S), and why some are missing there, by positions in `files`.
 
     By as many threads as there are cores: Pillow decodes and resizes without Python's lock, and processes were no
     faster.
@@ -193,19 +183,20 @@ def read_squares(files: Sequence[Path], size: int, quiet: bool | None = True) ->
 
     def attempt(file: Path) -> Tensor | str:
         try:
-            return read_square(file, size)
+            with opened(file) as picture:
+                return square(picture, size)
         except NoPicture as reason:
             return str(reason)
 
     formats()  # not by several threads at once
     with no_doubts(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        squares = tqdm(pool.map(attempt, files), "Pictures", len(files), unit=" pictures", disable=quiet)
+        found = tqdm(pool.map(attempt, files), "Pictures", len(files), unit=" pictures", disable=quiet)
         try:
-            for i, square in enumerate(squares):
-                if isinstance(square, Tensor):
-                    images[i - len(reasons)] = square
+            for i, answer in enumerate(found):
+                if isinstance(answer, Tensor):
+                    images[i - len(reasons)] = answer
                 else:
-                    reasons[i] = square
+                    reasons[i] = answer
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C doesn't wait for the rest
     return images[: len(files) - len(reasons)], reasons

@@ -31,7 +31,7 @@ from mnist_lightning import ConvNet, load_model
 from mnist_lightning.commands.cli import run
 from mnist_lightning.commands.demo import MAX_BYTES, bars, sent_file, show
 from mnist_lightning.photos.ink import ink
-from mnist_lightning.photos.reading import read_square
+from mnist_lightning.photos.reading import read_squares
 from mnist_lightning.runs.saved import MNIST_EXAMPLE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -238,7 +238,7 @@ def test_uploaded_picture_is_classified_under_the_names_of_its_classes(pictures_
     assert re.findall(r"<span>(.*?)</span>", shown) == ["ants", "bees"]
     assert texts("percent", shown) == [f"{100 * answers[name]:.1f} %" for name in ("ants", "bees")]
     seen, *maps = pictures_in(shown.split("<img")[1:])
-    assert np.array_equal(np.asarray(seen), read_square(photo, 32).permute(1, 2, 0)) and len(maps) == 5
+    assert np.array_equal(np.asarray(seen), read_squares([photo], 32)[0][0].permute(1, 2, 0)) and len(maps) == 5
     assert texts("answer", refused) == ["?"]
     assert texts("confidence", refused) == ["no picture that Pillow reads: save it as PNG or JPEG"]
 

@@ -12,9 +12,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule
 from PIL import Image
 from running import READER, refusal
 
+from mnist_lightning.commands.refusals import nulls
 from mnist_lightning.convnet import ConvNet
 
 FILES = {
@@ -133,7 +136,10 @@ REFUSED: dict[str, dict[str, str]] = {
         "fit --data.batch_size": "a value after --data.batch_size | nothing",
         "fit --config": "a value after --config | nothing",
         "fit --model": "a value after --model | nothing",
-        "test --ckpt_path": "a value after --ckpt_path | nothing",
+        "test --ckpt_path":
+            "a value after --ckpt_path | nothing | … test --help lists the options, test --model.help ConvNet …",
+        "fit --model.optimizer null": "a value for --model.optimizer | null | leave it out to have the default.",
+        "fit --data.val_size null": "a value for --data.val_size | null | leave it out to have the default.",
         "export --ckpt_path best": "--output | nothing | python -m mnist_lightning export --help lists the options.",
         # A class of one's own, or one whose package isn't there
         "fit --model foreign_project.models.Deep --model.dropuot 4":
@@ -236,7 +242,8 @@ REFUSED: dict[str, dict[str, str]] = {
         "test --ckpt_path missing_layer.ckpt":
             f'{UNFIT} | missing_layer.ckpt, ConvNet: Missing key(s) in state_dict: "conv1.bias", … | …',
         "test --ckpt_path hyper_unknown.ckpt": f"{NO_OPTION} | --model.dropout | …",
-        "test --ckpt_path data_range.ckpt": "--data.batch_size to be a number >0 | …-3",
+        "test --ckpt_path data_range.ckpt":
+            "--data.batch_size to be a number >0 | …-3 | … test --help lists the options, …",
         "test --ckpt_path class_gone.ckpt":
             "a checkpoint of classes that exist here, as they were | mnist_lightning.gone.Net… | install …",
         "test --ckpt_path class_foreign.ckpt": "… | …torch.nn.…Linear… | …",
@@ -311,6 +318,18 @@ def test_bad_input_is_explained_and_leaves_nothing(beside: str, typed: str, requ
 
 
 # ---- What needs more than a command line
+
+
+class Loose(LightningModule):
+    def __init__(
+        self, width: int = 4, lr: float = None, depth: Any = 3, steps: int | None = 5  # type: ignore[assignment]
+    ) -> None:
+        super().__init__()
+
+
+def test_null_is_refused_where_an_argument_needs_a_value_and_only_there() -> None:
+    given = Namespace(class_path=f"{__name__}.Loose", init_args=dict.fromkeys(("width", "lr", "depth", "steps")))
+    assert list(nulls(given)) == ["width"]
 
 
 LOCKED = PermissionError(13, "Permission denied", "locked/x")
