@@ -142,6 +142,16 @@ def test_strokes_along_the_edge_are_no_frame(margin: int) -> None:
     assert sum(difference < 8 for difference in apart) >= 33  # cut so close, some 8s leave no background
 
 
+def test_long_base_of_a_two_is_no_line_under_it() -> None:
+    """A ruled line goes on beyond the digit at both ends; this begins where the 2 does."""
+    picture = Image.new("L", (300, 240), 255)
+    draw = ImageDraw.Draw(picture)
+    draw.line([(60, 60), (120, 60), (120, 120), (62, 180)], 0, 8, joint="curve")
+    draw.line([(60, 180), (240, 180)], 0, 8)
+    rows, columns = np.nonzero(ink(picture).image > 40)
+    assert np.ptp(columns) > np.ptp(rows) + 3
+
+
 def test_ring_with_nothing_inside_is_a_zero(seven: Image.Image) -> None:
     ring = Image.new("L", (300, 300), 255)
     ImageDraw.Draw(ring).ellipse((60, 20, 240, 280), outline=0, width=12)
