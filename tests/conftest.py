@@ -51,13 +51,15 @@ def digits_read_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The features that a test keeps are its own; LightningCLI warns of pytest's own arguments. A Trainer with
-    --strategy ddp leaves torch's process group, and variables that would tell the next one of other processes."""
+    --strategy ddp leaves torch's process group, a number of threads of its own, and variables that would tell the next
+    one of other processes."""
     before = dict(os.environ)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(sys, "argv", ["mnist_lightning"])
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    torch.set_num_threads(1)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
 
